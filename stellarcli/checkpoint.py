@@ -1,0 +1,280 @@
+"""The model file: weights and everything that `predict` needs, without pickle.
+
+A ``.safetensors`` file. Tensors are named ``<member>.<parameter>``, so that an ensemble
+is one file; statistics of the training spectra are ``novelty.<name>``. The metadata
+entry ``stellar`` is JSON with the fields of `Model`, and ``sha256`` guards the tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stellarcli import models, preprocess
+from stellarcli.errors import ModelFileError, UsageError, unknown
+from stellarcli.labels import Label
+from stellarcli.preprocess import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT = 1  # raised when older programs could misread the file
+DEFAULT = "default"
+
+
+@dataclass
+class Model:
+    """What a model file holds.
+
+    Attributes
+    ----------
+    name : str
+    architecture : str
+        Key of `stellarcli.models.MODELS`.
+    config : dict
+        Options of the architecture.
+    pixels : int
+    labels : list of Label
+    recipe : Recipe
+    wavelength : ndarray of float64, shape (pixel,)
+        Vacuum Å, rest frame.
+    error_scale : list of float
+        Per label, what calibration multiplied the predicted errors by.
+    training : dict
+        Data, split, seed, resolved configuration, metrics.
+    provenance : dict
+    state : dict of ndarray
+        Tensors by name, as stored.
+    sha256 : str
+        Of the file.
+    """
+
+    name: str
+    architecture: str
+    config: dict[str, Any]
+    pixels: int
+    labels: list[Label]
+    recipe: Recipe
+    wavelength: np.ndarray
+    error_scale: list[float] = field(default_factory=list)
+    limits: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, np.ndarray] = field(default_factory=dict)
+    sha256: str = ""
+
+    @property
+    def members(self) -> list[str]:
+        """Names of the ensemble's members."""
+        prefixes = {key.split(".")[0] for key in self.state}
+        return sorted(p for p in prefixes if p.startswith("member"))
+
+    def part(self, prefix: str) -> dict[str, np.ndarray]:
+        """Return the tensors under a prefix, without it."""
+        start = f"{prefix}."
+        return {
+            key.removeprefix(start): value
+            for key, value in self.state.items()
+            if key.startswith(start)
+        }
+
+    def networks(self) -> list[nn.Module]:
+        """Build the networks of all members with their weights, in evaluation mode.
+
+        Raises
+        ------
+        ModelFileError
+            If tensors are missing, superfluous, or of another shape.
+        """
+        import torch
+
+        networks = []
+        for member in self.members:
+            network = models.build(
+                self.architecture,
+                pixels=self.pixels,
+                labels=len(self.labels),
+                **self.config,
+            )
+            weights = {
+                # a copy: safetensors' arrays may be read-only
+                key: torch.from_numpy(value.copy())
+                for key, value in self.part(member).items()
+            }
+            try:
+                network.load_state_dict(weights)
+            except RuntimeError as error:
+                detail = " ".join(str(error).split())
+                raise ModelFileError(
+                    f"model {self.name!r} doesn't fit its architecture: {detail}"
+                ) from None
+            networks.append(network.eval())
+        if not networks:
+            raise ModelFileError(f"model {self.name!r} has no weights.")
+        return networks
+
+
+def save(model: Model, path: Path, *, half: bool = False) -> None:
+    """Write a model file under a temporary name and rename it.
+
+    Parameters
+    ----------
+    model : Model
+    path : Path
+    half : bool
+        Store float32 tensors as float16. They are computed with in float32.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    state = {
+        key: np.ascontiguousarray(
+            value.astype(np.float16) if half and value.dtype == np.float32 else value
+        )
+        for key, value in sorted(model.state.items())
+    }
+    values = {
+        "format": FORMAT,
+        "name": model.name,
+        "architecture": {"name": model.architecture, "config": model.config},
+        "pixels": model.pixels,
+        "labels": [label.to_json() for label in model.labels],
+        "recipe": json.loads(model.recipe.to_json()),
+        "wavelength": {
+            "frame": "rest",
+            "medium": "vacuum",
+            "unit": "Angstrom",
+            "first": float(model.wavelength[0]),
+            "last": float(model.wavelength[-1]),
+            "pixels": int(model.wavelength.size),
+        },
+        "error_scale": model.error_scale,
+        "limits": model.limits,
+        "training": model.training,
+        "provenance": model.provenance,
+    }
+    metadata = {"stellar": json.dumps(values), "sha256": _digest(state)}
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(to_bytes(state, metadata=metadata))
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"can't write model '{path}': {error.strerror}.") from None
+
+
+def _digest(state: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(f"{key} {state[key].dtype} {state[key].shape}".encode())
+        digest.update(state[key].tobytes())
+    return digest.hexdigest()
+
+
+def shipped() -> dict[str, Path]:
+    """Return the model files inside the package, by name."""
+    folder = Path(str(files("stellarcli") / "data"))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def find(name: str) -> Path:
+    """Return the path of a shipped model's name, or of a model file.
+
+    Raises
+    ------
+    UsageError
+        If there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if name in shipped():
+        return shipped()[name]
+    if Path(name).suffix == ".safetensors" or "/" in name:
+        raise UsageError(
+            f"model file '{name}' doesn't exist. Give a file that 'stellar train' "
+            f"wrote, or a shipped model: {', '.join(shipped())}."
+        )
+    raise unknown("model", name, shipped())
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return a built-in recipe, one from a YAML file, or that of a model file.
+
+    Raises
+    ------
+    UsageError
+        If it is none of them.
+    """
+    return load(name).recipe if name.endswith(".safetensors") else preprocess.get(name)
+
+
+def load(name: str) -> Model:
+    """Read a model by shipped name or path.
+
+    Raises
+    ------
+    UsageError
+        If it doesn't exist.
+    ModelFileError
+        If it is damaged, incomplete, no model, or of a newer format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    path = find(name)
+    try:
+        content = path.read_bytes()
+        state = from_bytes(content)
+        size = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    except OSError as error:
+        raise ModelFileError(f"model '{path}': {error.strerror}.") from None
+    except (SafetensorError, ValueError) as error:
+        raise ModelFileError(
+            f"'{path}' is damaged or no model file ({error}). Copy it again, or train "
+            "it again with 'stellar train'."
+        ) from None
+    if "stellar" not in metadata:
+        raise ModelFileError(
+            f"'{path}' is a safetensors file but not one of 'stellar train'."
+        )
+    if _digest(state) != metadata.get("sha256"):
+        raise ModelFileError(
+            f"'{path}' is damaged: its checksum doesn't match. Copy it again."
+        )
+    return _parse(path, json.loads(metadata["stellar"]), state, content)
+
+
+def _parse(path: Path, values: dict, state: dict, content: bytes) -> Model:
+    version = values.get("format")
+    if not isinstance(version, int) or version > FORMAT:
+        raise ModelFileError(
+            f"'{path}' has format version {version}; this program reads up to {FORMAT}."
+            " Install a newer stellarcli."
+        )
+    try:
+        recipe = Recipe.from_json(json.dumps(values["recipe"]))
+        return Model(
+            name=values["name"],
+            architecture=values["architecture"]["name"],
+            config=values["architecture"]["config"],
+            pixels=values["pixels"],
+            labels=[Label.from_json(label) for label in values["labels"]],
+            recipe=recipe,
+            wavelength=recipe.wavelength,
+            error_scale=values["error_scale"],
+            limits=values["limits"],
+            training=values["training"],
+            provenance=values["provenance"],
+            state=state,
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+    except KeyError as error:
+        raise ModelFileError(f"'{path}' lacks the entry {error}.") from None
+    except (TypeError, ValueError, UsageError) as error:
+        raise ModelFileError(f"'{path}' can't be used: {error}") from None

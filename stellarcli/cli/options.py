@@ -1,0 +1,70 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Output = Annotated[
+    str,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Output file; - is standard output, !FILE replaces an existing one.",
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an existing output.")
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", envvar="STELLAR_QUIET", help="No progress and no summary."
+    ),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Log and stage times on standard error.")
+]
+Log = Annotated[
+    str | None,
+    typer.Option(
+        "--log", metavar="FILE", envvar="STELLAR_LOG", help="Append the log to FILE."
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        "-j",
+        metavar="N",
+        envvar="STELLAR_WORKERS",
+        help="Processes; by default one per core that this job may use.",
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        envvar="STELLAR_DEVICE",
+        help="auto, cpu, cuda or cuda:N.",
+    ),
+]
+Exposures = Annotated[
+    bool,
+    typer.Option(
+        "--exposures", help="A row for every single exposure that a file holds."
+    ),
+]
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATHS...",
+        help="Files, directories, quoted globs, @list.txt, catalogues with a column of "
+        "paths, prepared tables; - is a table on standard input.",
+        show_default=False,
+    ),
+]

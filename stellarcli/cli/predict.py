@@ -1,0 +1,132 @@
+"""``stellar predict``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stellarcli.cli import options
+from stellarcli.cli.reporting import (
+    command_line,
+    progress,
+    report_reasons,
+    say,
+    start_log,
+)
+
+
+def predict(
+    paths: options.Paths,
+    output: options.Output,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FILE",
+            envvar="STELLAR_MODEL",
+            help="Shipped model or a file of 'stellar train'.",
+        ),
+    ] = "default",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="float32, bfloat16, or auto: bfloat16 where it is fast and harmless.",
+        ),
+    ] = "auto",
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    exposures: options.Exposures = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Do only the I-th of N shares (I from 1); auto takes both from a "
+            "Slurm array. The shard that finishes last writes the table.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+    overwrite: options.Overwrite = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print a summary as JSON on standard output.")
+    ] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    log: options.Log = None,
+) -> None:
+    """Predict stellar labels of spectra and write a catalogue.
+
+    Every input gets a row, in input order; rows that could not be computed are flagged
+    and hold NaN. The header explains the flags.
+
+    Examples
+    --------
+      stellar predict spectra/*.fits -o params.fits
+
+      stellar predict @night.txt -o params.fits --log night.log --resume
+
+      stellar preprocess spectra/ -o - | stellar predict - -o params.csv
+    """
+    from stellarcli.errors import ExitStatus, NoUsableSpectraError, UsageError
+
+    start_log(log, verbose)
+    if json and output == "-":
+        raise UsageError("--json and -o - both want standard output; name a file.")
+
+    from stellarcli import inputs, parallel, prediction, provenance
+
+    found = inputs.expand(paths)
+    run = prediction.Run(
+        model=model,
+        device=prediction.choose_device(device),
+        precision=prediction.check_precision(precision),
+        exposures=exposures,
+        workers=parallel.check_workers(workers),
+        shard=prediction.parse_shard(shard),
+        resume=resume,
+    )
+    with progress(len(found), "spectra", quiet) as bar:
+        summary = prediction.predict(
+            found,
+            output,
+            run,
+            overwrite=overwrite,
+            cards=provenance.cards(command_line()),
+            progress=bar.update,
+        )
+    report_reasons(summary.reasons, log, quiet)
+    if not quiet:
+        _report(summary, output, verbose)
+    if json:
+        import json as json_module
+
+        typer.echo(json_module.dumps(summary.to_json(), indent=1))
+    if summary.rows and summary.failed == summary.rows:
+        raise NoUsableSpectraError(
+            f"none of {summary.rows} inputs gave a value; the table holds the reasons' "
+            "flags."
+        )
+    if summary.failed:
+        raise typer.Exit(ExitStatus.INCOMPLETE)
+
+
+def _report(summary, output: str, verbose: bool) -> None:
+    total = summary.seconds.get("total", 0.0)
+    rate = f", {summary.rows / total:.0f}/s" if total else ""
+    where = "standard output" if output == "-" else output
+    if summary.complete:
+        say(f"{summary.rows} spectra in {where}{rate}")
+    else:
+        say(f"{summary.rows} spectra of this shard done; other shards have parts left.")
+    say(f"  {summary.failed} without values, {summary.untrusted} not to be trusted")
+    for name, count in sorted(summary.flags.items(), key=lambda item: -item[1]):
+        say(f"  {count:8d} {name}")
+    if verbose:
+        stages = {k: v for k, v in summary.seconds.items() if k != "total"}
+        spent = sum(stages.values()) or 1.0
+        shares = ", ".join(f"{k} {v / spent:.0%}" for k, v in stages.items())
+        say(f"  {total:.2f} s by the clock; of the workers' {spent:.2f} s: {shares}")

@@ -1,0 +1,113 @@
+"""``stellar preprocess``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stellarcli.cli import options
+from stellarcli.cli.reporting import (
+    command_line,
+    progress,
+    report_reasons,
+    say,
+    start_log,
+)
+
+
+def preprocess(
+    paths: options.Paths,
+    output: options.Output,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            "-r",
+            metavar="NAME|FILE",
+            help="Built-in recipe (default, scanet, mkresnet, rdn, spfusion, "
+            "spectrafm), a YAML file, or a model file whose recipe to use.",
+        ),
+    ] = "default",
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CATALOGUE",
+            help="Table whose columns travel along, joined by identifier, file name "
+            "or sky position.",
+        ),
+    ] = None,
+    radius: Annotated[
+        float, typer.Option(metavar="ARCSEC", help="Of the join on the sky.")
+    ] = 3.0,
+    figure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Draw one spectrum before and after (png, pdf)."
+        ),
+    ] = None,
+    figure_row: Annotated[
+        int | None,
+        typer.Option(
+            "--row", metavar="N", help="Input that --figure draws, counted from 0."
+        ),
+    ] = None,
+    exposures: options.Exposures = False,
+    workers: options.Workers = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    log: options.Log = None,
+) -> None:
+    """Bring spectra onto one grid, normalise them, and write a prepared table.
+
+    The table holds recipe, wavelengths, flux and inverse variance, what the survey says
+    about each spectrum, and flags. 'train', 'predict' and 'fold' take it.
+
+    Examples
+    --------
+      stellar preprocess spectra/*.fits -o prepared.fits --labels labels.fits
+
+      stellar preprocess spectra/ -o prepared.fits --recipe scanet --figure star.png
+    """
+    start_log(log, verbose)
+    from stellarcli import (
+        catalog,
+        checkpoint,
+        inputs,
+        parallel,
+        preparation,
+        provenance,
+    )
+    from stellarcli.errors import ExitStatus, NoUsableSpectraError
+
+    target = catalog.check_output(output, overwrite, formats=("fits",))
+    chosen = checkpoint.find_recipe(recipe)
+    table = catalog.read(labels) if labels else None
+    found = inputs.expand(paths)
+    with progress(len(found), "spectra", quiet) as bar:
+        summary = preparation.write_table(
+            found,
+            target,
+            chosen,
+            labels=table,
+            radius=radius,
+            exposures=exposures,
+            workers=parallel.check_workers(workers),
+            cards=provenance.cards(command_line()),
+            progress=bar.update,
+        )
+    if figure:
+        from stellarcli import figures
+
+        figures.before_and_after(found, chosen, figure, figure_row)
+    report_reasons(summary.reasons, log, quiet)
+    if not quiet:
+        where = "standard output" if output == "-" else target
+        say(f"{summary.rows} spectra in {where}, {summary.failed} without a good pixel")
+        if table is not None:
+            say(f"  {summary.matched} matched a row of {labels}")
+    if summary.failed == summary.rows:
+        raise NoUsableSpectraError(f"none of {summary.rows} inputs has a good pixel.")
+    if summary.failed:
+        raise typer.Exit(ExitStatus.INCOMPLETE)

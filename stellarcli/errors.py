@@ -1,0 +1,91 @@
+"""Everything that ``stellar`` reports as an error, and the exit status of each.
+
+::
+
+    StellarError              1   the run failed
+    ├── UsageError            2   an option, a configuration or an output name is wrong
+    │   └── OutputExistsError 2   the output is there already
+    ├── ModelFileError        1   a model file is damaged, or newer than this program
+    ├── AuthenticationError   4   an archive wants a token
+    ├── NoUsableSpectraError  64  not one input gave a value
+    └── SpectrumError         –   one input can't be read: a flagged row, never the end
+
+Programming mistakes stay tracebacks. `ExitStatus` names the remaining codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """Exit statuses of every command."""
+
+    OK = 0  # every row has its values; flags are information
+    FAILED = 1  # the run failed
+    USAGE = 2  # usage or configuration
+    INCOMPLETE = 3  # finished; some rows could not be computed
+    AUTHENTICATION = 4  # an archive refused access
+    NO_SPECTRA = 64  # no usable spectra
+    INTERRUPTED = 130  # Ctrl-C; finished parts kept
+
+
+class StellarError(Exception):
+    """Base of all errors that end with one sentence instead of a traceback."""
+
+    exit_status = ExitStatus.FAILED
+
+
+class UsageError(StellarError):
+    """An option, a configuration key or an input has a value that can't be."""
+
+    exit_status = ExitStatus.USAGE
+
+
+class OutputExistsError(UsageError):
+    """The output exists and ``--overwrite`` was not given."""
+
+
+class ModelFileError(StellarError):
+    """A model file can't be used: damaged, incomplete or of a newer version."""
+
+
+class AuthenticationError(StellarError):
+    """An archive asks for a token, or refuses the one it got."""
+
+    exit_status = ExitStatus.AUTHENTICATION
+
+
+class NoUsableSpectraError(StellarError):
+    """None of the inputs gave a usable spectrum."""
+
+    exit_status = ExitStatus.NO_SPECTRA
+
+
+class SpectrumError(StellarError):
+    """One input can't be read as a spectrum; the reason goes to row, log, summary."""
+
+
+def unknown(kind: str, value: str, valid: Iterable[str]) -> UsageError:
+    """Build the error for a name that isn't in a table of contents.
+
+    Parameters
+    ----------
+    kind : str
+        What the name stands for, e.g. ``"recipe"``.
+    value : str
+        The name that was given.
+    valid : iterable of str
+        The names that exist.
+
+    Returns
+    -------
+    UsageError
+        Names the value, the nearest valid one and all valid ones.
+    """
+    names = list(valid)
+    near = get_close_matches(str(value), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UsageError(f"unknown {kind} {value!r}.{hint} Valid: {', '.join(names)}.")

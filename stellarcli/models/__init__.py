@@ -1,0 +1,90 @@
+"""Networks by the name that users type.
+
+A network is a `torch.nn.Module` whose constructor takes ``pixels`` and ``labels`` (both
+int) and keyword options with defaults, and whose ``forward(flux, ivar)`` takes tensors
+``(spectrum, pixel)`` and returns ``mean, log_variance``, each ``(spectrum, label)`` in
+model units. Its ``trunk`` is the part that may compute in bfloat16. Names map to
+``module:class``, so that listing them needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stellarcli.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODELS = {
+    "resnet1d": "resnet1d:ResNet1D",
+}
+
+
+def network_class(name: str) -> type[nn.Module]:
+    """Import the class of a network.
+
+    Raises
+    ------
+    UsageError
+        If `name` isn't in `MODELS`.
+    """
+    from importlib import import_module
+
+    if name not in MODELS:
+        raise unknown("model architecture", name, MODELS)
+    module, attribute = MODELS[name].split(":")
+    return getattr(import_module(f"stellarcli.models.{module}"), attribute)
+
+
+def options(name: str) -> dict[str, Any]:
+    """Return the options of a network and their defaults."""
+    import inspect
+
+    parameters = inspect.signature(network_class(name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def build(name: str, *, pixels: int, labels: int, **config: Any) -> nn.Module:
+    """Build a network with fresh weights.
+
+    Parameters
+    ----------
+    name : str
+        Key of `MODELS`.
+    pixels, labels : int
+        Size of input and output.
+    **config
+        Options of that network.
+
+    Raises
+    ------
+    UsageError
+        If the network or an option is unknown, or the options don't go together.
+    """
+    valid = options(name)
+    for key in config:
+        if key not in valid:
+            raise unknown(f"option of {name}", key, valid)
+    try:
+        return network_class(name)(pixels=pixels, labels=labels, **config)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def count_multiply_adds(network: nn.Module, pixels: int) -> int:
+    """Count the multiply-adds of one spectrum's forward pass.
+
+    Convolutions and matrix products are counted, as in the papers; activations and
+    normalisations are not.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training = network.training
+    network.eval()
+    one = torch.ones(1, pixels)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(one, one)
+    network.train(training)
+    return counter.get_total_flops() // 2

@@ -1,0 +1,400 @@
+"""From files to prepared spectra: reading, recipes, flags; failures become rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+
+import numpy as np
+
+from stellarcli import catalog, surveys
+from stellarcli.catalog import Column, Flag, decode_name, encode_name
+from stellarcli.errors import SpectrumError, UsageError
+from stellarcli.inputs import Task, tasks
+from stellarcli.parallel import ordered_map
+from stellarcli.prepared import (
+    VECTORS,
+    PreparedTable,
+    PreparedWriter,
+    recipe_difference,
+)
+from stellarcli.preprocess import Batch, Recipe
+from stellarcli.spectrum import PixelMask, Spectrum, SpectrumMeta
+
+CHUNK = 128  # spectra prepared together: fixed, since kernels depend on batch shapes
+LOW_SNR = 10.0  # per pixel
+MASKED_SHARE = 0.2  # of the covered pixels
+MISSING_SHARE = 0.02  # of the recipe's grid
+
+INFO = [
+    *catalog.columns([])[:-1],  # objid, file, ra, dec, snr
+    Column("rv", "f4", "km/s", "radial velocity that was removed", "F8.2"),
+    Column("mjd", "f8", "d", "modified Julian date", "F10.4"),
+    Column("survey", "S", "", "kind of the file"),
+    Column("class", "S", "", "class that the survey gives"),
+    Column("subclass", "S", "", "subclass that the survey gives"),
+    catalog.columns([])[-1],  # flag
+]
+
+
+@dataclass
+class Chunk:
+    """Some input spectra in order, prepared.
+
+    Attributes
+    ----------
+    rows : structured ndarray, shape (spectrum,)
+        Columns `INFO`, or those of a prepared table.
+    batch : Batch
+        Row by row; a spectrum that could not be read has no good pixel.
+    reasons : list of (int, str)
+        Row within the chunk, and what was wrong with it.
+    seconds : dict of float
+        Time per stage.
+    """
+
+    rows: np.ndarray
+    batch: Batch
+    reasons: list[tuple[int, str]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def pieces(self, size: int) -> Iterator[Chunk]:
+        """Cut into chunks of at most `size` spectra (without reasons and times)."""
+        if len(self.rows) <= size:
+            yield self
+            return
+        for start in range(0, len(self.rows), size):
+            part = slice(start, start + size)
+            yield Chunk(self.rows[part], self.batch.rows(part))
+
+
+def run(task: Task, recipe: Recipe, *, exposures: bool = False) -> Chunk:
+    """Prepare the spectra of a task.
+
+    Parameters
+    ----------
+    task : Task
+    recipe : Recipe
+        Of the model; a prepared table must have been made with it.
+    exposures : bool
+        Read single exposures where files hold them; a file may give several rows.
+
+    Returns
+    -------
+    Chunk
+        One row per spectrum, in order, whatever happened.
+
+    Raises
+    ------
+    UsageError
+        If a prepared table was made with another recipe.
+    """
+    if task.table:
+        return _from_table(task, recipe)
+    begin = time.perf_counter()
+    spectra, metas, reasons = _read(task.paths, exposures)
+    middle = time.perf_counter()
+    batch = _apply(recipe, spectra)
+    rows = catalog.rows(INFO, _columns(metas, recipe))
+    rows["flag"] = _flags(metas, spectra, batch, recipe)
+    end = time.perf_counter()
+    return Chunk(
+        rows, batch, reasons, {"read": middle - begin, "prepare": end - middle}
+    )
+
+
+@dataclass
+class Summary:
+    """What preparing a table has to say at its end.
+
+    Attributes
+    ----------
+    rows, failed, matched : int
+        All rows, those without a good pixel, those with a row in the label catalogue.
+    reasons : list of (str, str)
+        File and what was wrong with it.
+    """
+
+    rows: int = 0
+    failed: int = 0
+    matched: int = 0
+    reasons: list[tuple[str, str]] = field(default_factory=list)
+
+
+def write_table(
+    paths: Sequence[str],
+    output: str,
+    recipe: Recipe,
+    *,
+    labels: catalog.Table | None = None,
+    radius: float = 3.0,
+    exposures: bool = False,
+    workers: int = 1,
+    cards: Sequence[tuple] = (),
+    progress: Callable[[int], None] = lambda count: None,
+) -> Summary:
+    """Prepare files and write the prepared table.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Of `inputs.expand`.
+    output : str
+        ``-`` for standard output.
+    recipe : Recipe
+    labels : Table, optional
+        Its columns travel along, joined by identifier, file or sky.
+    radius : float
+        Of the join on the sky, arcsec.
+    exposures : bool
+    workers : int
+    cards : sequence of (name, value, comment)
+    progress : callable
+        Told how many spectra were finished since the last call.
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    UsageError
+        If labels can't be joined.
+    StellarError
+        If a worker dies or the disk is full.
+    """
+    summary = Summary()
+    work = partial(run, recipe=recipe, exposures=exposures)
+    longest = max(len(encode_name(path)) for path in paths)
+    units = {column.name: column.unit for column in INFO}
+    if labels is not None:
+        units |= {_free_name(n): unit for n, unit in labels.units.items()}
+    with PreparedWriter(output, recipe, cards, units) as writer:
+        for chunk in ordered_map(work, tasks(paths, CHUNK), workers):
+            rows = _widened(chunk.rows, longest)
+            if labels is not None:
+                rows, matched = join(rows, labels, radius)
+                summary.matched += matched
+            writer.append(rows, chunk.batch)
+            names = [decode_name(name.decode()) for name in chunk.rows["file"]]
+            summary.reasons += [(names[row], text) for row, text in chunk.reasons]
+            summary.rows += len(rows)
+            summary.failed += int((rows["flag"] & catalog.FAILED != 0).sum())
+            progress(len(rows))
+    return summary
+
+
+def _widened(rows: np.ndarray, longest_file: int) -> np.ndarray:
+    """Give text columns the widths that all chunks of a table share."""
+    widths = {
+        "file": longest_file,
+        "objid": max(40, longest_file),  # some readers take it from the file's name
+        "survey": 16,
+        "class": 16,
+        "subclass": 24,
+    }
+    return rows.astype(
+        [
+            (name, f"S{widths[name]}" if name in widths else rows.dtype[name])
+            for name in rows.dtype.names
+        ]
+    )
+
+
+def _free_name(name: str) -> str:
+    """Name of a label column beside those of the prepared table."""
+    taken = {column.name for column in INFO} | {v.lower() for v in VECTORS}
+    return f"{name}_label" if name.lower() in taken else name
+
+
+def join(
+    rows: np.ndarray, labels: catalog.Table, radius: float
+) -> tuple[np.ndarray, int]:
+    """Append the columns of a catalogue's matching rows.
+
+    Parameters
+    ----------
+    rows : structured ndarray, shape (spectrum,)
+    labels : Table
+    radius : float
+        Arcsec.
+
+    Returns
+    -------
+    rows : structured ndarray, shape (spectrum,)
+        Without a match: NaN, empty text, -9999 for integers, False.
+    matched : int
+    """
+    found = catalog.match(rows, labels.rows, radius).index
+    hit = found >= 0
+    columns = {}
+    for name in labels.rows.dtype.names:
+        values = labels.rows[name]
+        if values.ndim > 1 or values.dtype.kind not in "fiubSU":
+            continue  # vectors and objects are no labels
+        if values.dtype.kind == "U":
+            values = np.char.encode(values, "ascii", "replace")
+        taken = values[np.maximum(found, 0)].copy()
+        taken[~hit] = {"f": np.nan, "S": b"", "b": False, "i": -9999, "u": 0}[
+            values.dtype.kind
+        ]
+        columns[_free_name(name)] = taken
+    dtype = rows.dtype.descr + [(n, c.dtype) for n, c in columns.items()]
+    joined = np.empty(len(rows), dtype=dtype)
+    for name in rows.dtype.names:
+        joined[name] = rows[name]
+    for name, values in columns.items():
+        joined[name] = values
+    return joined, int(hit.sum())
+
+
+def _read(
+    paths: Sequence[str], exposures: bool
+) -> tuple[list[Spectrum | None], list[SpectrumMeta], list[tuple[int, str]]]:
+    """Spectra that can be used, what is known of them, and why others can't."""
+    spectra: list[Spectrum | None] = []
+    metas: list[SpectrumMeta] = []
+    reasons: list[tuple[int, str]] = []
+    for path in paths:
+        try:
+            found = surveys.read_all(path) if exposures else [surveys.read(path)]
+        except SpectrumError as error:
+            reasons.append((len(metas), str(error)))
+            spectra.append(None)
+            metas.append(SpectrumMeta(file=path))
+            continue
+        for spectrum in found:
+            reasons += [(len(metas), remark) for remark in _remarks(spectrum)]
+            spectra.append(_without_signal(spectrum) if _blank(spectrum) else spectrum)
+            metas.append(spectrum.meta)
+    return spectra, metas, reasons
+
+
+def _remarks(spectrum: Spectrum) -> list[str]:
+    """Return what the log should say about a readable spectrum."""
+    meta, remarks = spectrum.meta, []
+    if not spectrum.good.any():
+        remarks.append("no pixel has a finite flux with a positive inverse variance")
+    elif _blank(spectrum):
+        remarks.append("flux is zero in every good pixel")
+    if meta.rv is None:
+        remarks.append("no radial velocity in the header; taken as 0")
+    if meta.object_class not in ("", "STAR"):
+        remarks.append(f"the header's class is {meta.object_class}, not a star")
+    return remarks
+
+
+def _blank(spectrum: Spectrum) -> bool:
+    return not spectrum.flux[spectrum.good].any()
+
+
+def _without_signal(spectrum: Spectrum) -> Spectrum:
+    return replace(spectrum, mask=spectrum.mask | PixelMask.NO_FLUX)
+
+
+def _apply(recipe: Recipe, spectra: Sequence[Spectrum | None]) -> Batch:
+    """Apply a recipe; rows without a spectrum become empty ones."""
+    used = [row for row, spectrum in enumerate(spectra) if spectrum is not None]
+    if used:
+        batch = recipe.apply(Batch.from_spectra([spectra[row] for row in used]))
+        if len(used) == len(spectra):
+            return batch
+        wavelength, segments = batch.wavelength, batch.segments
+    else:
+        wavelength = recipe.wavelength
+        if wavelength is None:
+            wavelength = np.full((0, 2), np.nan)
+        segments = (((0, wavelength.shape[-1]),),)
+    shape = (len(spectra), wavelength.shape[-1])
+    whole = Batch(
+        wavelength=wavelength,
+        flux=np.zeros(shape, dtype=np.float32),
+        ivar=np.zeros(shape, dtype=np.float32),
+        mask=np.full(shape, PixelMask.OUTSIDE, dtype=np.uint8),
+        redshift=np.zeros(len(spectra)),
+        segments=segments,
+    )
+    if wavelength.ndim == 2:
+        own = np.full(shape, np.nan)
+        own[used] = wavelength
+        per_row = dict(zip(used, segments, strict=False))
+        empty = ((0, shape[1]),)
+        rows = tuple(per_row.get(row, empty) for row in range(len(spectra)))
+        whole = replace(whole, wavelength=own, segments=rows)
+    if used:
+        whole.flux[used] = batch.flux
+        whole.ivar[used] = batch.ivar
+        whole.mask[used] = batch.mask
+    return whole
+
+
+def _columns(metas: Sequence[SpectrumMeta], recipe: Recipe) -> dict[str, np.ndarray]:
+    rest_frame = recipe.parameters("rest_frame") is not None
+    removed = [m.rv if m.rv is not None and rest_frame else 0.0 for m in metas]
+    return {
+        "objid": np.array([m.objid for m in metas]),
+        "file": np.array([encode_name(m.file) for m in metas]),
+        "ra": np.array([m.ra for m in metas]),
+        "dec": np.array([m.dec for m in metas]),
+        "snr": np.array([m.snr for m in metas], dtype=np.float32),
+        "rv": np.array(removed, dtype=np.float32),
+        "mjd": np.array([m.mjd for m in metas]),
+        "survey": np.array([m.survey for m in metas]),
+        "class": np.array([m.object_class for m in metas]),
+        "subclass": np.array([m.subclass for m in metas]),
+        "flag": np.zeros(len(metas), dtype=np.int32),
+    }
+
+
+def _flags(
+    metas: Sequence[SpectrumMeta],
+    spectra: Sequence[Spectrum | None],
+    batch: Batch,
+    recipe: Recipe,
+) -> np.ndarray:
+    """Set flags that follow from files and pixels; a model adds its own."""
+    readable = np.array([spectrum is not None for spectrum in spectra])
+    good = batch.good.sum(axis=1)
+    covered = ((batch.mask & PixelMask.OUTSIDE) == 0).sum(axis=1)
+    snr = np.array([meta.snr for meta in metas])
+    conditions = {
+        Flag.NO_COVERAGE: good == 0,
+        Flag.LOW_SNR: ~(snr >= LOW_SNR),
+        Flag.MASKED_PIXELS: good < (1 - MASKED_SHARE) * covered,
+        Flag.NO_VELOCITY: np.array([meta.rv is None for meta in metas]),
+        Flag.NOT_A_STAR: np.array(
+            [meta.object_class not in ("", "STAR") for meta in metas]
+        ),
+    }
+    if recipe.wavelength is not None:
+        whole = batch.flux.shape[1]
+        conditions[Flag.PARTIAL_COVERAGE] = covered < (1 - MISSING_SHARE) * whole
+    flags = np.zeros(len(metas), dtype=np.int32)
+    for flag, condition in conditions.items():
+        flags[condition] |= flag
+    return np.where(readable, flags, Flag.UNREADABLE)
+
+
+@lru_cache(maxsize=4)
+def _open(path: str) -> PreparedTable:
+    return PreparedTable(path)
+
+
+def _from_table(task: Task, recipe: Recipe) -> Chunk:
+    begin = time.perf_counter()
+    table = _open(task.table)
+    if difference := recipe_difference(table.recipe, recipe):
+        raise UsageError(
+            f"'{task.table}' was prepared with recipe '{table.recipe.name}', the model "
+            f"needs '{recipe.name}': {difference}. Give the raw files, or run 'stellar "
+            f"preprocess' with --recipe {recipe.name}."
+        )
+    index = slice(task.start, task.stop)
+    rows = table.rows(index)
+    missing = [c.name for c in INFO if c.name not in rows.dtype.names]
+    for name in missing:
+        if name in ("objid", "flag"):
+            raise UsageError(f"'{task.table}' lacks the column {name}.")
+    return Chunk(rows, table.batch(index), [], {"read": time.perf_counter() - begin})

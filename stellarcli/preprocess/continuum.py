@@ -1,0 +1,343 @@
+"""Continuum normalisation and scaling of spectra on a common grid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from stellarcli.errors import UsageError
+from stellarcli.preprocess.batch import Batch
+from stellarcli.spectrum import PixelMask
+
+FLOOR = 1e-3  # of the spectrum's mean; a continuum below it is no continuum
+
+
+def continuum_polynomial(
+    batch: Batch,
+    *,
+    degree: int = 9,
+    iterations: int = 6,
+    low: float = 1.0,
+    high: float = 4.0,
+) -> np.ndarray:
+    """Fit a polynomial to the upper envelope by asymmetric clipping.
+
+    In the manner of Lee et al. (2008, AJ 136, 2022, section 3): fit, drop the pixels
+    that lie more than `low` σ under or `high` σ above the fit, fit again.
+
+    Parameters
+    ----------
+    batch : Batch
+        On a common grid.
+    degree : int
+        Of the Chebyshev series, per segment.
+    iterations : int
+        Number of clips.
+    low, high : float
+        In units of the scatter about the fit; the small one below rejects lines.
+
+    Returns
+    -------
+    ndarray of float32, shape (spectrum, pixel)
+        In the unit of the flux.
+    """
+    continuum = np.ones_like(batch.flux)
+    for start, stop in batch.segments_of(0):
+        part = slice(start, stop)
+        continuum[:, part] = _clipped_fit(
+            batch.flux[:, part], batch.good[:, part], degree, iterations, low, high
+        )
+    return continuum
+
+
+def _clipped_fit(
+    flux: np.ndarray,
+    good: np.ndarray,
+    degree: int,
+    iterations: int,
+    low: float,
+    high: float,
+) -> np.ndarray:
+    basis = _chebyshev(flux.shape[1], 2 * degree)  # (pixel, 2 degree + 1)
+    scale = _mean(flux, good)
+    values = flux / scale
+    weight = good.astype(np.float32)
+    fit = _solve(values, weight, basis, degree)
+    for _ in range(iterations):
+        residual = (values - fit) * weight
+        count = np.maximum(weight.sum(axis=1, keepdims=True), 1)
+        sigma = np.sqrt(np.square(residual).sum(axis=1, keepdims=True) / count)
+        residual = values - fit
+        keep = good & (residual > -low * sigma) & (residual < high * sigma)
+        # a fit needs a few pixels per coefficient; a hopeless row keeps its last one
+        enough = keep.sum(axis=1, keepdims=True) > 4 * (degree + 1)
+        weight = np.where(enough, keep, weight).astype(np.float32)
+        fit = _solve(values, weight, basis, degree)
+    return fit * scale
+
+
+def _chebyshev(pixels: int, degree: int) -> np.ndarray:
+    x = np.linspace(-1, 1, pixels)
+    return np.polynomial.chebyshev.chebvander(x, degree).astype(np.float32)
+
+
+def _solve(
+    values: np.ndarray, weight: np.ndarray, basis: np.ndarray, degree: int
+) -> np.ndarray:
+    """Weighted least squares for all rows at once; returns the fitted values.
+
+    T_i T_j = (T_{i+j} + T_{|i-j|}) / 2 turns the normal matrices into 2 degree + 1
+    moments of the weights: one matrix product instead of one per row.
+    """
+    moments = (weight @ basis).astype(np.float64)  # (spectrum, 2 degree + 1)
+    right = ((weight * values) @ basis[:, : degree + 1]).astype(np.float64)
+    order = np.arange(degree + 1)
+    plus = order[:, None] + order
+    minus = np.abs(order[:, None] - order)
+    normal = 0.5 * (moments[:, plus] + moments[:, minus])
+    # a ridge far below the noise keeps empty or gappy rows solvable
+    normal += np.eye(degree + 1) * (1e-6 * np.maximum(moments[:, :1, None], 1.0))
+    coefficients = np.linalg.solve(normal, right[..., None])[..., 0]
+    return coefficients.astype(np.float32) @ basis[:, : degree + 1].T
+
+
+def continuum_smooth(batch: Batch, *, width: float = 50.0) -> np.ndarray:
+    """Smooth with a Gaussian, weighted by good pixels.
+
+    As Ho et al. (2017, ApJ 836, 5, section 3.1) do for LAMOST: broad lines sink into
+    it, the same way in training and prediction, and no shape of the flux calibration
+    survives.
+
+    Parameters
+    ----------
+    batch : Batch
+        On a common grid.
+    width : float
+        Standard deviation of the Gaussian, Å.
+
+    Returns
+    -------
+    ndarray of float32, shape (spectrum, pixel)
+    """
+    continuum = np.ones_like(batch.flux)
+    for start, stop in batch.segments_of(0):
+        part = slice(start, stop)
+        spread, gather = _smoothing(batch.wavelength[part].tobytes(), width)
+        weight = batch.good[:, part].astype(np.float32)
+        total = (weight @ spread) @ gather
+        smooth = ((weight * batch.flux[:, part]) @ spread) @ gather
+        known = total > 1e-6
+        continuum[:, part] = np.divide(
+            smooth, total, out=np.zeros_like(smooth), where=known
+        )
+    return continuum
+
+
+@lru_cache(maxsize=8)
+def _smoothing(grid: bytes, width: float) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian smoothing by way of knots, a fifth of its width apart.
+
+    Parameters
+    ----------
+    grid : bytes
+        Of the float64 wavelengths, Å: hashable, so that batches share the matrices.
+    width : float
+        Å.
+
+    Returns
+    -------
+    spread : ndarray of float32, shape (pixel, knot)
+    gather : ndarray of float32, shape (knot, pixel)
+        Linear interpolation between the knots.
+    """
+    wavelength = np.frombuffer(grid)
+    count = max(3, int(np.ptp(wavelength) / (0.2 * width)) + 2)
+    knots = np.linspace(wavelength[0], wavelength[-1], count)
+    spread = np.exp(-0.5 * np.square((wavelength[:, None] - knots) / width))
+    gather = np.array([np.interp(wavelength, knots, row) for row in np.eye(count)])
+    return spread.astype(np.float32), gather.astype(np.float32)
+
+
+def continuum_quantile(
+    batch: Batch, *, width: float = 150.0, quantile: float = 0.9
+) -> np.ndarray:
+    """Take a running quantile of the good pixels.
+
+    Parameters
+    ----------
+    batch : Batch
+        On a common grid.
+    width : float
+        Full width of the window, Å. Evaluated every quarter of it and interpolated.
+    quantile : float
+        Between 0 and 1.
+
+    Returns
+    -------
+    ndarray of float32, shape (spectrum, pixel)
+    """
+    continuum = np.ones_like(batch.flux)
+    for start, stop in batch.segments_of(0):
+        wavelength = batch.wavelength[start:stop]
+        values = np.where(batch.good[:, start:stop], batch.flux[:, start:stop], np.nan)
+        count = max(2, int(np.ptp(wavelength) / (0.25 * width)) + 1)
+        knots = np.linspace(wavelength[0], wavelength[-1], count)
+        edges = np.searchsorted(wavelength, [knots - width / 2, knots + width / 2])
+        levels = np.stack(
+            [_quantile(values[:, a:b], quantile) for a, b in edges.T], axis=1
+        )
+        for row, level in enumerate(levels):
+            known = np.isfinite(level)
+            if known.any():
+                continuum[row, start:stop] = np.interp(
+                    wavelength, knots[known], level[known]
+                )
+    return continuum
+
+
+def _quantile(values: np.ndarray, quantile: float) -> np.ndarray:
+    """Quantile of each row's finite values, NaN where there is none (no warning)."""
+    ordered = np.sort(values, axis=1)  # NaN last
+    count = np.isfinite(values).sum(axis=1)
+    position = np.maximum(quantile * (count - 1), 0)
+    left = position.astype(int)
+    right = np.minimum(left + 1, np.maximum(count - 1, 0))
+    rows = np.arange(len(values))
+    fraction = position - left
+    return (1 - fraction) * ordered[rows, left] + fraction * ordered[rows, right]
+
+
+CONTINUA = {
+    "polynomial": continuum_polynomial,
+    "smooth": continuum_smooth,
+    "quantile": continuum_quantile,
+}
+
+
+def divide_continuum(batch: Batch, *, method: str = "polynomial", **options) -> Batch:
+    """Divide flux by a continuum and scale ivar accordingly.
+
+    Parameters
+    ----------
+    batch : Batch
+        On a common grid.
+    method : {'polynomial', 'smooth', 'quantile'}
+        Key of `CONTINUA`.
+    **options
+        Arguments of that function.
+
+    Returns
+    -------
+    Batch
+        Continuum near 1. Where the continuum isn't above a thousandth of the
+        spectrum's level (blank or sky-subtracted to nothing), flux is 1, the pixel is
+        masked.
+    """
+    continuum = CONTINUA[method](batch, **options)
+    floor = FLOOR * _mean(batch.flux, batch.good)
+    usable = continuum > floor
+    flux = np.divide(batch.flux, continuum, out=np.ones_like(batch.flux), where=usable)
+    lost = np.where(usable, 0, PixelMask.NO_FLUX).astype(np.uint8)
+    result = batch.with_flux(flux, np.where(usable, continuum, 0))
+    return replace(result, mask=batch.mask | lost)
+
+
+def clip_flux(batch: Batch, *, low: float = -0.5, high: float = 2.5) -> Batch:
+    """Limit flux to a range; what leaves it (cosmic rays, sky residuals) is masked.
+
+    Parameters
+    ----------
+    batch : Batch
+    low, high : float
+        In the unit of the flux, which is 1 at a normalised continuum.
+    """
+    outside = (batch.flux < low) | (batch.flux > high)
+    mask = batch.mask | outside * np.uint8(PixelMask.NO_FLUX)
+    result = batch.with_flux(np.clip(batch.flux, low, high), ~outside)
+    return replace(result, mask=mask)
+
+
+def scale_min_max(batch: Batch) -> Batch:
+    """Map each segment's good pixels to the range 0 … 1.
+
+    A segment without contrast becomes 0. Masked pixels are clipped to the range.
+    """
+    flux = np.zeros_like(batch.flux)
+    factor = np.ones_like(batch.flux)
+    for start, stop in batch.segments_of(0):
+        part = slice(start, stop)
+        values, good = batch.flux[:, part], batch.good[:, part]
+        low = np.where(good, values, np.inf).min(axis=1, keepdims=True)
+        high = np.where(good, values, -np.inf).max(axis=1, keepdims=True)
+        low = np.where(np.isfinite(low), low, 0)
+        contrast = np.where(np.isfinite(high) & (high > low), high - low, np.inf)
+        flux[:, part] = np.clip((values - low) / contrast, 0, 1)
+        factor[:, part] = np.where(np.isfinite(contrast), contrast, 0)
+    return batch.with_flux(flux, factor)
+
+
+def scale_median(batch: Batch) -> Batch:
+    """Divide each segment by the median of its good pixels (if that is positive)."""
+    flux, factor = batch.flux.copy(), np.ones_like(batch.flux)
+    for start, stop in batch.segments_of(0):
+        part = slice(start, stop)
+        level = _level(batch.flux[:, part], batch.good[:, part])
+        flux[:, part] /= level
+        factor[:, part] = level
+    return batch.with_flux(flux, factor)
+
+
+def _mean(flux: np.ndarray, good: np.ndarray) -> np.ndarray:
+    """Mean of each row's good pixels, shape (spectrum, 1); 1 if it isn't positive."""
+    count = np.maximum(good.sum(axis=1, keepdims=True), 1)
+    mean = np.where(good, flux, 0).sum(axis=1, keepdims=True) / count
+    return np.where(mean > 0, mean, 1).astype(np.float32)
+
+
+def _level(flux: np.ndarray, good: np.ndarray) -> np.ndarray:
+    """Median of each row's good pixels, shape (spectrum, 1); 1 if it isn't positive."""
+    level = _quantile(np.where(good, flux, np.nan), 0.5)[:, None]
+    return np.where(level > 0, level, 1).astype(np.float32)
+
+
+def pad(batch: Batch, *, pixels: int) -> Batch:
+    """Add masked zeros on both sides, half each, up to a number of pixels.
+
+    Parameters
+    ----------
+    batch : Batch
+        On a common grid of one segment.
+    pixels : int
+        Number of pixels of the result.
+
+    Raises
+    ------
+    UsageError
+        If the spectra have more pixels already.
+    """
+    missing = pixels - batch.flux.shape[1]
+    if missing < 0:
+        raise UsageError(
+            f"spectra of {batch.flux.shape[1]} pixels can't be padded to {pixels}."
+        )
+    left = missing // 2
+    sides = ((0, 0), (left, missing - left))
+    ratio = batch.wavelength[-1] / batch.wavelength[-2]
+    index = np.arange(1, missing + 1)
+    wavelength = np.concatenate(
+        [
+            batch.wavelength[0] * ratio ** -index[:left][::-1].astype(float),
+            batch.wavelength,
+            batch.wavelength[-1] * ratio ** index[: missing - left].astype(float),
+        ]
+    )
+    return replace(
+        batch,
+        wavelength=wavelength,
+        flux=np.pad(batch.flux, sides),
+        ivar=np.pad(batch.ivar, sides),
+        mask=np.pad(batch.mask, sides, constant_values=PixelMask.OUTSIDE),
+        segments=(((0, pixels),),),
+    )

@@ -1,0 +1,276 @@
+"""Air and vacuum, rest frame, and resampling of flux, inverse variance and mask."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+
+from stellarcli.errors import UsageError
+from stellarcli.preprocess.batch import Batch, Segments
+from stellarcli.spectrum import PixelMask
+
+SHARE = 0.2  # an output pixel is masked if a masked one has more than this weight in it
+
+
+def air_to_vacuum(wavelength: np.ndarray) -> np.ndarray:
+    """Wavelengths in air to vacuum.
+
+    Parameters
+    ----------
+    wavelength : ndarray
+        Standard air, Å.
+
+    Returns
+    -------
+    ndarray of float64
+        Vacuum, Å. Below 2000 Å, where air is not used, returned unchanged.
+
+    Notes
+    -----
+    Refractive index of Ciddor (1996, Appl. Opt. 35, 1566, eq. 1) for dry air at
+    15 °C and 1013.25 hPa, evaluated at the vacuum wavelength by fixed-point
+    iteration, so that `vacuum_to_air` is the exact inverse (below 1e-8 Å).
+    """
+    air = np.asarray(wavelength, dtype=np.float64)
+    vacuum = air
+    for _ in range(4):
+        vacuum = air * _index(vacuum)
+    return np.where(air < 2000.0, air, vacuum)
+
+
+def vacuum_to_air(wavelength: np.ndarray) -> np.ndarray:
+    """Wavelengths in vacuum to air, Å; inverse of `air_to_vacuum`."""
+    vacuum = np.asarray(wavelength, dtype=np.float64)
+    return np.where(vacuum < 2000.0, vacuum, vacuum / _index(vacuum))
+
+
+def _index(vacuum: np.ndarray) -> np.ndarray:
+    """Refractive index of standard air (Ciddor 1996, eq. 1); wavelength in Å."""
+    sigma2 = np.square(1e4 / vacuum)  # 1/μm²
+    return 1.0 + 1e-8 * (5792105.0 / (238.0185 - sigma2) + 167917.0 / (57.362 - sigma2))
+
+
+def rest_frame(batch: Batch) -> Batch:
+    """Divide each spectrum's wavelengths by 1 + z.
+
+    Parameters
+    ----------
+    batch : Batch
+        `Batch.redshift` is removed; spectra without a velocity carry 0.
+
+    Returns
+    -------
+    Batch
+        With redshift 0, so that a second call changes nothing.
+    """
+    scale = 1.0 + batch.redshift
+    wavelength = np.atleast_2d(batch.wavelength) / scale[:, None]
+    return replace(batch, wavelength=wavelength, redshift=np.zeros_like(batch.redshift))
+
+
+def bridge(batch: Batch) -> Batch:
+    """Replace the flux of masked pixels by a straight line between good neighbours.
+
+    Masked pixels stay masked with zero ivar; only their flux changes, so that a
+    spline or a convolution isn't dragged to a filler. Behind the last good pixel the
+    flux is held constant; nothing is bridged across the border of two segments.
+    """
+    flux = batch.flux.copy()
+    bad = batch.mask != 0
+    for row in np.flatnonzero(bad.any(axis=1)):
+        for start, stop in batch.segments_of(row):
+            holes = start + np.flatnonzero(bad[row, start:stop])
+            good = start + np.flatnonzero(~bad[row, start:stop])
+            if holes.size and good.size:
+                flux[row, holes] = np.interp(holes, good, flux[row, good])
+    return batch.with_flux(flux)
+
+
+def make_grid(
+    *,
+    start: float,
+    step: float,
+    pixels: int,
+    kind: str = "linear",
+) -> np.ndarray:
+    """Return one wavelength grid.
+
+    Parameters
+    ----------
+    start : float
+        First wavelength, vacuum Å.
+    step : float
+        Å for ``linear``, dex for ``log10``.
+    pixels : int
+    kind : {'linear', 'log10'}
+
+    Raises
+    ------
+    UsageError
+        If `kind` is neither, or a number isn't positive.
+    """
+    if kind not in ("linear", "log10"):
+        raise UsageError(f"grid kind {kind!r} is not known; use 'linear' or 'log10'.")
+    if not (start > 0 and step > 0 and pixels > 1):
+        raise UsageError(
+            "a grid needs start > 0, step > 0 and at least 2 pixels, not "
+            f"start={start}, step={step}, pixels={pixels}."
+        )
+    index = np.arange(int(pixels))
+    if kind == "linear":
+        return start + step * index
+    return 10.0 ** (np.log10(start) + step * index)
+
+
+def join_grids(grids: list[dict]) -> tuple[np.ndarray, Segments]:
+    """Return several grids one behind the other, and the segments they form."""
+    parts = [make_grid(**grid) for grid in grids]
+    stops = np.cumsum([part.size for part in parts]).tolist()
+    starts = [0, *stops[:-1]]
+    return np.concatenate(parts), tuple(zip(starts, stops, strict=True))
+
+
+def resample(batch: Batch, *, grids: list[dict]) -> Batch:
+    """Interpolate every spectrum onto one grid with a cubic spline.
+
+    The spline runs through the whole spectrum (a spline through a cropped one would
+    extrapolate at the ends) and is uniform in pixel number: for the surveys' grids,
+    in wavelength or its logarithm. Inverse variance is propagated with
+    the squared spline weights: each output pixel's variance is right, neighbours are
+    correlated. An output pixel is masked outside the spectrum's range, or if a masked
+    input pixel has more than `SHARE` of the weight in it.
+
+    Parameters
+    ----------
+    batch : Batch
+        Masked pixels should have been bridged.
+    grids : list of dict
+        Arguments of `make_grid`, one per segment of the result, increasing.
+
+    Returns
+    -------
+    Batch
+        On a common grid. Where the spectrum has no pixel, flux is held at its end.
+    """
+    grid, segments = join_grids(grids)
+    shape = (len(batch), grid.size)
+    flux = np.zeros(shape, dtype=np.float32)
+    ivar = np.zeros(shape, dtype=np.float32)
+    mask = np.full(shape, PixelMask.OUTSIDE, dtype=np.uint8)
+    wavelength = np.broadcast_to(batch.wavelength, batch.flux.shape)
+    for row in range(len(batch)):
+        pieces = batch.segments_of(row)
+        if len(pieces) > 1:
+            known = np.isfinite(wavelength[row])
+            flux[row] = np.interp(grid, wavelength[row, known], batch.flux[row, known])
+        for start, stop in pieces:
+            native = wavelength[row, start:stop]
+            inside = slice(
+                np.searchsorted(grid, native[0], side="left"),
+                np.searchsorted(grid, native[-1], side="right"),
+            )
+            target = slice(None) if len(pieces) == 1 else inside
+            position = np.interp(grid[target], native, np.arange(native.size))
+            flux[row, target] = spline(batch.flux[row, start:stop], position)
+            position = np.interp(grid[inside], native, np.arange(native.size))
+            ivar[row, inside], mask[row, inside] = _propagate(
+                batch.ivar[row, start:stop], batch.mask[row, start:stop], position
+            )
+    return replace(
+        batch, wavelength=grid, flux=flux, ivar=ivar, mask=mask, segments=(segments,)
+    )
+
+
+def spline(values: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Evaluate the cubic spline through equally spaced values.
+
+    Parameters
+    ----------
+    values : ndarray of float32, shape (pixel,)
+    position : ndarray, shape (sample,)
+        Pixel coordinates in [0, pixel - 1].
+
+    Returns
+    -------
+    ndarray of float32, shape (sample,)
+
+    Notes
+    -----
+    Cubic B-splines with the recursive prefilter of Unser (1999, IEEE Signal
+    Processing Magazine 16, 22), mirrored at the ends.
+    """
+    from scipy.ndimage import spline_filter1d
+
+    coefficients = np.empty(values.size + 2, dtype=np.float32)
+    coefficients[1:-1] = spline_filter1d(values, order=3, mode="mirror")
+    coefficients[0], coefficients[-1] = coefficients[2], coefficients[-3]
+    index, fraction = _split(position, values.size)
+    return sum(
+        weight * coefficients[index + offset]
+        for offset, weight in enumerate(_b_spline(fraction))
+    )
+
+
+def _split(position: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel coordinates as the pixel to the left and the fraction of a pixel."""
+    index = np.minimum(position.astype(np.int32), size - 2)
+    return index, (position - index).astype(np.float32)
+
+
+def _b_spline(fraction: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Cubic B-spline weights of the pixels -1, 0, 1, 2 from the left neighbour."""
+    t, u = fraction, 1 - fraction
+    t2, u2 = t * t, u * u
+    sixth = np.float32(1 / 6)
+    outer_left, outer_right = u2 * u * sixth, t2 * t * sixth
+    inner_left = np.float32(2 / 3) - t2 * (1 - t * np.float32(0.5))
+    return (
+        outer_left,
+        inner_left,
+        1 - outer_left - inner_left - outer_right,
+        outer_right,
+    )
+
+
+@cache
+def _noise_gain() -> tuple[np.ndarray, np.ndarray]:
+    """Sum of squared spline weights at fractions 0…1 of a pixel.
+
+    It is the variance of an interpolated value over that of its neighbours: 1 on a
+    pixel, about 0.74 half-way between two.
+    """
+    from scipy.ndimage import spline_filter1d
+
+    reach = 12  # pixels; a cardinal spline falls by 0.27 per pixel
+    fraction = np.linspace(0, 1, 65)
+    impulse = np.zeros(2 * reach + 1)
+    impulse[reach] = 1.0
+    cardinal = spline_filter1d(impulse, order=3)
+    weights = np.array(_b_spline(fraction))  # (4, fraction)
+    shifted = np.array([np.roll(cardinal, shift) for shift in (1, 0, -1, -2)])
+    return fraction, np.square(shifted.T @ weights).sum(axis=0)
+
+
+def _propagate(
+    ivar: np.ndarray, mask: np.ndarray, position: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inverse variance and mask at interpolated positions of one segment."""
+    index, t = _split(position, ivar.size)
+    left, right = ivar[index], ivar[index + 1]
+    bits = np.where(t < 1 - SHARE, mask[index], 0) | np.where(
+        t > SHARE, mask[index + 1], 0
+    )
+    # one of the two may be masked without spoiling the pixel: the other's stands in
+    product = np.where(left == 0, right, left) * np.where(right == 0, left, right)
+    both = (
+        np.where(right == 0, left, right) * (1 - t)
+        + np.where(left == 0, right, left) * t
+    )
+    good = (bits == 0) & (both > 0)
+    # variance (1-t)/left + t/right, so ivar = left·right / (right·(1-t) + left·t)
+    out = np.divide(product, both, out=np.zeros_like(both), where=good)
+    return out / np.interp(t, *_noise_gain()), np.where(
+        good, 0, np.maximum(bits, PixelMask.NO_IVAR)
+    )
