@@ -6,21 +6,25 @@ import glob
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stellarcli import catalog
 from stellarcli.catalog import decode_name
-from stellarcli.errors import UsageError
+from stellarcli.errors import StellarError, UsageError
 from stellarcli.prepared import PreparedTable, is_prepared
 
 SPECTRUM_ENDINGS = (".fits", ".fit", ".fits.gz", ".fit.gz")
 TABLE_ENDINGS = (".csv", ".ecsv", ".vot", ".parquet")
-HEAD = 1 << 16  # bytes looked at to tell a catalogue from a spectrum
-TEXT_CARD = re.compile(rb"TTYPE\d+ *= *'([^']*)'")
+PIPED = ".piped"  # ending of the file that standard input is kept in
+PREPARED_ENDINGS = (".fits", ".fit", PIPED)
+HEAD = 1 << 14  # bytes looked at to tell a catalogue from a spectrum
+NAXIS_CARD = slice(160, 240)  # third card of every FITS file
+COLUMN_CARD = re.compile(rb"TTYPE\d+ *= *'([^']*)'")
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,18 @@ class Task:
         return len(self.paths) or self.stop - self.start
 
 
-def expand(arguments: Sequence[str]) -> list[str]:
+def expand(arguments: Sequence[str], output: str = "") -> list[str]:
     """Turn arguments into paths of spectra and prepared tables.
 
     Parameters
     ----------
     arguments : sequence of str
-        Files; directories (their FITS files, recursively, sorted); quoted globs;
-        ``@list.txt`` with a path per line; catalogues with a column of paths; ``-``
-        for a prepared table or such a catalogue on standard input.
+        Files; directories (their FITS files, recursively, sorted, hidden ones left
+        out); quoted globs; ``@list.txt`` with a path per line; catalogues with a column
+        of paths; ``-`` for a prepared table or such a catalogue on standard input.
+    output : str
+        Left out where a directory or a glob brings it up: an earlier output is no
+        spectrum.
 
     Returns
     -------
@@ -67,26 +74,31 @@ def expand(arguments: Sequence[str]) -> list[str]:
     UsageError
         If a list or catalogue can't be read, or nothing is left.
     """
-    paths = [path for argument in arguments for path in _expand(argument)]
+    own = os.path.abspath(output.removeprefix("!")) if output else ""
+    paths = [path for argument in arguments for path in _expand(argument, own)]
     if not paths:
         raise UsageError(
             f"no spectra in {', '.join(map(repr, arguments))}: a directory must hold "
-            f"files ending in {', '.join(SPECTRUM_ENDINGS)}."
+            f"files ending in {', '.join(SPECTRUM_ENDINGS)}, a list or catalogue at "
+            "least one path."
         )
     return paths
 
 
-def tasks(paths: Sequence[str], size: int) -> Iterator[Task]:
+def tasks(paths: Iterable[str], size: int) -> Iterator[Task]:
     """Cut paths into tasks of at most `size` spectra, in order.
 
     The cuts depend on the paths alone, so that shards and resumed runs see the same
     batches as an undivided one.
+
+    Raises
+    ------
+    UsageError
+        If a prepared table is damaged.
     """
     waiting: list[str] = []
     for path in paths:
-        prepared = path.lower().endswith((".fits", ".fit", ".tmp")) and is_prepared(
-            path
-        )
+        prepared = path.lower().endswith(PREPARED_ENDINGS) and kind(path) == "prepared"
         if waiting and (prepared or len(waiting) == size):
             yield Task(paths=tuple(waiting))
             waiting = []
@@ -100,84 +112,179 @@ def tasks(paths: Sequence[str], size: int) -> Iterator[Task]:
         yield Task(paths=tuple(waiting))
 
 
-def _expand(argument: str) -> Iterable[str]:
+def kind(path: str) -> str:
+    """Tell what a file is from its first bytes.
+
+    Parameters
+    ----------
+    path : str
+
+    Returns
+    -------
+    {'prepared', 'catalogue', 'spectrum'}
+        A prepared table, a table with a column of paths, or anything else: a spectrum,
+        or what its reader shall complain about. Compressed FITS files and pipes are
+        taken for spectra unseen.
+    """
+    name = path.lower()
+    if name.endswith(".gz") or not _is_regular(path):
+        return "spectrum"
+    if name.endswith(TABLE_ENDINGS):
+        return "catalogue" if _has_path_column(path) else "spectrum"
+    head = _head(path)
+    if not head.startswith(b"SIMPLE"):
+        return "spectrum"
+    if b"RECIPE  =" in head and is_prepared(path):
+        return "prepared"
+    if head[NAXIS_CARD].partition(b"=")[2].split(b"/")[0].strip() != b"0":
+        return "spectrum"  # an image: catalogues and prepared tables start empty
+    begin = head.find(b"TTYPE")  # much faster than the expression, and rarely there
+    cards = COLUMN_CARD.findall(head, begin) if begin >= 0 else []
+    columns = {card.strip().lower().decode("ascii", "replace") for card in cards}
+    paths = columns & set(catalog.FILES) and "flux" not in columns
+    return "catalogue" if paths else "spectrum"
+
+
+def _is_regular(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _head(path: str) -> bytes:
+    """First bytes of a file; none if it can't be read. Faster than `open`."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.read(file, HEAD)
+    except OSError:
+        return b""
+    finally:
+        os.close(file)
+
+
+def _has_path_column(path: str) -> bool:
+    try:
+        return catalog.read(path).find(*catalog.FILES) is not None
+    except UsageError:
+        return False  # two columns of text perhaps
+
+
+def _expand(argument: str, own: str) -> Iterable[str]:
     if argument == "-":
         return _from_pipe()
     if argument.startswith("@"):
         return _listed(argument[1:])
     if os.path.isdir(argument):
-        return _below(argument)
-    if glob.has_magic(argument) and not os.path.exists(argument):
-        if found := sorted(glob.glob(argument, recursive=True)):
-            return [path for name in found for path in _expand(name)]
-        if not os.path.exists(argument.partition("[")[0]):
-            raise UsageError(f"no file matches {argument!r}.")
-    if _has_paths(argument):
-        return paths_of(catalog.read(argument), os.path.dirname(argument))
+        return [path for path in _below(argument) if os.path.abspath(path) != own]
+    if os.path.exists(argument):
+        return _file(argument, argument)
+    if glob.has_magic(argument):
+        return _matching(argument, own)
+    return [argument]
+
+
+def _matching(argument: str, own: str) -> Iterable[str]:
+    """Files of a quoted glob, or the rows that cfitsio's extended name selects."""
+    file = argument.partition("[")[0]
+    if os.path.isfile(file):
+        return _file(file, argument)
+    found = sorted(glob.glob(argument, recursive=True))
+    if not found:
+        raise UsageError(
+            f"no file matches {argument!r}; check the pattern with 'ls', and the "
+            "directory that it starts from."
+        )
+    return [
+        path
+        for name in found
+        if os.path.abspath(name) != own
+        for path in _expand(name, own)
+    ]
+
+
+def _file(file: str, argument: str) -> list[str]:
+    """Path of one file, or the paths in it if it is a catalogue."""
+    what = kind(file)
+    if what == "catalogue":
+        return paths_of(catalog.read(argument), os.path.dirname(file))
+    if file != argument:
+        raise UsageError(
+            f"{argument!r}: rows can only be selected from a catalogue with a column "
+            f"of paths ({', '.join(catalog.FILES)}), and '{file}' is none."
+        )
     return [argument]
 
 
 def _from_pipe() -> list[str]:
-    """Spool standard input to a file that lives as long as the program."""
+    """Keep standard input in a file that lives as long as the program."""
     import atexit
 
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise UsageError(
             "standard input is a terminal; pipe a table into it, or name files."
         )
-    with tempfile.NamedTemporaryFile(
-        prefix=".stellar-", suffix=".tmp", delete=False
-    ) as file:
-        atexit.register(Path(file.name).unlink, missing_ok=True)
-        shutil.copyfileobj(sys.stdin.buffer, file)
-    if os.path.getsize(file.name) == 0:
+    number, name = tempfile.mkstemp(prefix=".stellar-", suffix=PIPED)
+    atexit.register(Path(name).unlink, missing_ok=True)
+    try:
+        with open(number, "wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+    except OSError as error:
+        raise StellarError(
+            f"can't keep standard input in {name}: {error.strerror}. Free some space, "
+            "or set TMPDIR to a directory that has it."
+        ) from None
+    if os.path.getsize(name) == 0:
         raise UsageError("standard input is empty: the program before failed.")
-    if is_prepared(file.name):
-        return [file.name]
-    table = catalog.read(file.name)
-    table.name = "the table on standard input"
-    return paths_of(table)
+    if kind(name) == "prepared":
+        return [name]
+    try:
+        table = catalog.read(name)
+    except UsageError as error:
+        raise UsageError(str(error).replace(name, "standard input")) from None
+    return paths_of(replace(table, name="the table on standard input"))
 
 
 def _listed(name: str) -> list[str]:
+    """Paths in a text file; blank lines and those that start with # don't count."""
     try:
-        lines = os.fsdecode(Path(name).read_bytes()).splitlines()
+        content = Path(name).read_bytes()
     except OSError as error:
-        raise UsageError(f"list '{name}': {error.strerror}.") from None
-    return [line.strip() for line in lines if line.strip() and line[0] != "#"]
+        raise UsageError(
+            f"list '{name}': {error.strerror}. It must be a text file with a path per "
+            "line."
+        ) from None
+    if b"\0" in content:
+        raise UsageError(f"list '{name}' is no text; leave out the @ to read a file.")
+    lines = [line.strip() for line in content.split(b"\n")]
+    return [os.fsdecode(line) for line in lines if line and not line.startswith(b"#")]
 
 
 def _below(directory: str) -> list[str]:
     """FITS files below a directory; one that can't be listed is an input that fails."""
     found: list[str] = []
-    walk = os.walk(directory, onerror=lambda error: found.append(str(error.filename)))
+    seen: set[tuple[int, int]] = set()  # links may lead round in circles
+    walk = os.walk(
+        directory,
+        onerror=lambda error: found.append(str(error.filename)),
+        followlinks=True,
+    )
     for folder, folders, files in walk:
-        folders.sort()
+        about = os.stat(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (about.st_dev, about.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((about.st_dev, about.st_ino))
         found += [
             os.path.join(folder, name)
             for name in sorted(files)
             if name.lower().endswith(SPECTRUM_ENDINGS) and not name.startswith(".")
         ]
     return found
-
-
-def _has_paths(argument: str) -> bool:
-    """Say whether a file is a table with a column of paths, from its first bytes."""
-    file = argument if os.path.exists(argument) else argument.partition("[")[0]
-    if file.lower().endswith(TABLE_ENDINGS):
-        try:
-            return catalog.read(file).find(*catalog.FILES) is not None
-        except UsageError:
-            return False  # two columns of text perhaps
-    try:
-        with open(file, "rb") as stream:
-            head = stream.read(HEAD)
-    except OSError:
-        return False
-    if not head.startswith(b"SIMPLE"):
-        return False
-    names = {name.strip().lower().decode() for name in TEXT_CARD.findall(head)}
-    return bool(names & set(catalog.FILES)) and "flux" not in names
 
 
 def paths_of(table: catalog.Table, directory: str = "") -> list[str]:
@@ -206,5 +313,5 @@ def paths_of(table: catalog.Table, directory: str = "") -> list[str]:
 def _located(text: str, directory: str) -> str:
     """Path as written or percent-decoded, from here or from the catalogue."""
     decoded = decode_name(text)
-    choices = [text, decoded, os.path.join(directory, decoded)]
-    return next((path for path in choices if os.path.exists(path)), decoded)
+    choices = (text, decoded, os.path.join(directory, decoded))
+    return next((path for path in choices if os.path.isfile(path)), decoded)

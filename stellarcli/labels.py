@@ -95,6 +95,23 @@ class Label:
         inner = np.asarray(values, dtype=np.float64) * self.scale + self.center
         return np.asarray(errors, dtype=np.float64) * self.scale * slope(inner)
 
+    def encode_error(self, values: np.ndarray, errors: np.ndarray) -> np.ndarray:
+        """Bring standard errors from label units to model units, to first order.
+
+        Parameters
+        ----------
+        values, errors : ndarray
+            Label value and its standard error, both in the label's unit.
+
+        Returns
+        -------
+        ndarray of float64
+            Standard error in model units.
+        """
+        forward, _, slope = TRANSFORMS[self.transform]
+        inner = forward(np.asarray(values, dtype=np.float64))
+        return np.asarray(errors, dtype=np.float64) / (slope(inner) * self.scale)
+
     def fitted(self, values: np.ndarray) -> Label:
         """Return this label with center, scale and trained range of training values.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +17,7 @@ from typing import Any
 from stellarcli.errors import StellarError, UsageError
 
 AHEAD = 3  # tasks per worker that may be finished before their turn: bounds memory
+GRACE = 0.3  # s; Slurm's signals reach all processes of a job one after the other
 
 
 def available_cores() -> int:
@@ -70,7 +73,7 @@ def ordered_map(
     for core in _cores(workers):
         cores.put(core)
     pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_settle, initargs=(cores,)
+        workers, mp_context=context, initializer=_settle, initargs=(cores, os.getpid())
     )
     waiting: deque = deque()
     try:
@@ -81,6 +84,7 @@ def ordered_map(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
+        time.sleep(GRACE)  # what ended the worker may be about to end this process too
         raise StellarError(
             "a worker process was killed, most likely for want of memory. Give fewer "
             "--workers or a smaller --batch-size; with --resume, finished parts count."
@@ -97,15 +101,35 @@ def _cores(workers: int) -> list[int]:
     return [cores[i % len(cores)] for i in range(workers)]
 
 
-def _settle(cores: Any) -> None:
-    """Prepare a new worker: one core, one thread."""
-    import signal
-
+def _settle(cores: Any, parent: int) -> None:
+    """Prepare a new worker: one core, one thread, an end with its parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _die_with(parent)
     core = cores.get()
     if core >= 0:
         os.sched_setaffinity(0, {core})
     keep_freed_memory()
+
+
+def _die_with(parent: int) -> None:
+    """End this process as soon as its parent has ended, even by SIGKILL."""
+    if (library := _c_library()) is None:
+        return
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+    library.prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _c_library() -> ctypes.CDLL | None:
+    """C library on Linux; None elsewhere."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return ctypes.CDLL(None)
+    except OSError:
+        return None
 
 
 def keep_freed_memory() -> None:
@@ -113,11 +137,8 @@ def keep_freed_memory() -> None:
 
     Every batch would get its pages anew otherwise, which cost up to a factor 1.7.
     """
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
+    mallopt = getattr(_c_library(), "mallopt", None)
+    if mallopt is None:  # another C library
         return
     mmap_threshold, trim_threshold = -3, -1
     mallopt(mmap_threshold, 1 << 30)

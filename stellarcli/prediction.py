@@ -1,8 +1,8 @@
 """From spectra to a catalogue: batches through a model, flags, parts, shards, resume.
 
 The inputs are cut into tasks of fixed size, some tasks make a part, parts are files in
-a hidden directory beside the output. An interrupted run keeps its finished parts; a shard
-is a run that makes only its share of them, and whichever shard finishes the last part
+a hidden directory beside the output. An interrupted run keeps its finished parts; a
+shard makes only its share of them, and whichever shard finishes the last part
 merges all. Tasks are cut the same way in every case, hence the table is the same bit
 for bit.
 """
@@ -13,26 +13,34 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from stellarcli import __version__, catalog, checkpoint, inputs, novelty, preparation
+from stellarcli import __version__, catalog, checkpoint, novelty, preparation
 from stellarcli.catalog import BAD, FAILED, Flag
 from stellarcli.checkpoint import Model
-from stellarcli.errors import OutputExistsError, UsageError, unknown
+from stellarcli.devices import has_bfloat16
+from stellarcli.errors import UsageError, unknown
 from stellarcli.inputs import Task
 from stellarcli.parallel import available_cores, ordered_map
 from stellarcli.preparation import CHUNK, Chunk
+from stellarcli.prepared import EXTENSION
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 PART = 16  # tasks per part: what an interrupted run loses at most
 DISAGREEMENT = 1.5  # spread of an ensemble's values over their predicted error
@@ -74,13 +82,28 @@ class Summary:
             if count := int((flags & flag != 0).sum()):
                 self.flags[flag.name] = self.flags.get(flag.name, 0) + count
 
+    def count(self, parts: Sequence[Path]) -> None:
+        """Count the flags of parts on disk."""
+        for path in parts:
+            self.add(np.load(path, mmap_mode="r", allow_pickle=False)["flag"])
+
+    def add_seconds(self, seconds: dict[str, float]) -> None:
+        """Add to the time per stage."""
+        for stage, value in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + value
+
     def to_json(self) -> dict:
         """Plain values for ``--json``."""
         return asdict(self)
 
 
-def parse_shard(text: str | None) -> tuple[int, int]:
+def parse_shard(text: str | None) -> tuple[int, int] | None:
     """Read ``I/N``, or ``auto`` for the task of a Slurm array.
+
+    Returns
+    -------
+    (int, int) or None
+        Number of the shard, from 1, and how many there are; None for no shards.
 
     Raises
     ------
@@ -88,29 +111,36 @@ def parse_shard(text: str | None) -> tuple[int, int]:
         If it is neither, or I isn't in 1 … N.
     """
     if text is None:
-        return (1, 1)
+        return None
     if text == "auto":
         return _slurm_shard()
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdigit() and count.isdigit()):
+    if not re.fullmatch(r"[0-9]+/[0-9]+", text):
         raise UsageError(f"--shard is I/N, such as 1/8, or auto; not {text!r}.")
-    if not 1 <= int(number) <= int(count):
+    number, count = map(int, text.split("/"))
+    if not 1 <= number <= count:
         raise UsageError(
-            f"--shard {text}: shards are counted from 1/{count} to {count}/{count}."
+            f"--shard {text}: shards are counted from 1, as in 1/{max(count, 1)} to "
+            f"{max(count, 1)}/{max(count, 1)}."
         )
-    return int(number), int(count)
+    return number, count
 
 
 def _slurm_shard() -> tuple[int, int]:
-    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+    names = ["ID", "MIN", "MAX", "COUNT", "STEP"]
     try:
-        task, first, count = (int(os.environ[name]) for name in names)
-        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", 1))
+        task, first, last, count, step = (
+            int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in names
+        )
     except (KeyError, ValueError):
         raise UsageError(
             "--shard auto needs a Slurm array job (sbatch --array=1-8); elsewhere give "
             "--shard I/N."
         ) from None
+    if step < 1 or (last - first) // step + 1 != count:
+        raise UsageError(
+            f"--shard auto needs an array without gaps, such as --array=1-{count}; "
+            f"this one has {count} tasks from {first} to {last}."
+        )
     return (task - first) // step + 1, count
 
 
@@ -247,41 +277,6 @@ class Predictor:
         return flags
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Say whether bfloat16 is fast on a device."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
-def choose_device(name: str) -> str:
-    """Resolve ``auto``, and check that a device exists.
-
-    Raises
-    ------
-    UsageError
-        If there is no such device.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return name
-    if name.split(":")[0] != "cuda":
-        raise unknown("device", name, ("auto", "cpu", "cuda", "cuda:N"))
-    number = name.partition(":")[2] or "0"
-    count = torch.cuda.device_count()
-    if not number.isdigit() or int(number) >= count:
-        raise UsageError(
-            f"device {name!r} isn't there: this machine shows {count} CUDA devices. "
-            "Use --device cpu."
-        )
-    return name
-
-
 # ------------------------------------------------------------------------------ runs
 
 
@@ -298,7 +293,7 @@ class Run:
     exposures : bool
         Rows for single exposures where files hold them.
     workers : int
-    shard : (int, int)
+    shard : (int, int) or None
         Number of this shard, from 1, and how many there are.
     resume : bool
         Keep the finished parts of an interrupted run.
@@ -309,12 +304,12 @@ class Run:
     precision: str = "auto"
     exposures: bool = False
     workers: int = field(default_factory=available_cores)
-    shard: tuple[int, int] = (1, 1)
+    shard: tuple[int, int] | None = None
     resume: bool = False
 
 
 def predict(
-    paths: Sequence[str],
+    tasks: Sequence[Task],
     output: str,
     run: Run,
     *,
@@ -326,8 +321,8 @@ def predict(
 
     Parameters
     ----------
-    paths : sequence of str
-        Of `inputs.expand`.
+    tasks : sequence of Task
+        Of `inputs.tasks`, at most `CHUNK` spectra each.
     output : str
         ``-`` for standard output.
     run : Run
@@ -344,44 +339,40 @@ def predict(
     Raises
     ------
     UsageError
-        If the output exists, the model doesn't, or a table doesn't fit the model.
+        If the output exists, the model doesn't, a table doesn't fit the model, or
+        `resume` finds the work of other inputs, model or options.
     StellarError
         If a worker dies or the disk is full.
     """
     begin = time.perf_counter()
+    continues = run.resume or run.shard is not None
+    if run.shard and output == "-":
+        raise UsageError("--shard needs a file that all shards can write, not -.")
+    target = catalog.check_output(output, overwrite or continues)
     model = _predictor(run.model, run.device, run.precision).model
-    tasks = list(inputs.tasks(paths, CHUNK))
     digest = _plan(model, tasks, run)
-    try:
-        target = catalog.check_output(output, overwrite)
-    except OutputExistsError:
-        if not run.resume:
-            raise
-        return _finished(output, digest)
+    if continues and (finished := _finished(target, digest, tasks, model)):
+        return finished
+    overwrite = overwrite or target != output
+    catalog.check_output(target, overwrite)
     parts = Parts(target, digest, -(-len(tasks) // PART))
-    mine = parts.share(*run.shard)
-    parts.open(keep=run.resume or run.shard[1] > 1)
-    summary = Summary()
+    _settle_with_others(parts, run, overwrite)
     try:
-        todo = [n for n in mine if not (run.resume and parts.is_done(n))]
-        _make(parts, todo, tasks, run, _duplicates(paths), summary, progress)
-        for number in mine:
-            summary.reasons += parts.reasons(number)
-        if parts.all_done():
+        summary = _make(parts, tasks, run, progress)
+        with parts.merging():
             header = [*cards, *_header(model, digest)]
-            arrays = [parts.path(number) for number in range(parts.count)]
-            for array in arrays:
-                summary.add(np.load(array, mmap_mode="r")["flag"])
-            columns = catalog.columns(model.labels)
-            catalog.write_parts(output, arrays, columns, header, overwrite)
-            parts.remove()
-        else:
-            summary.complete = False
-            for number in mine:
-                summary.add(np.load(parts.path(number), mmap_mode="r")["flag"])
+            if parts.all_done():
+                columns = catalog.columns(model.labels)
+                catalog.write_parts(target, parts.paths(), columns, header, overwrite)
+                summary.count(parts.paths())
+                parts.remove()
+            elif merged := _finished(target, digest, tasks, model):
+                summary = replace(merged, reasons=summary.reasons)  # by another shard
+            else:
+                summary.count(parts.paths(run.shard))
+                summary.complete = False
     finally:
-        if target == "-":
-            parts.remove()
+        parts.close(keep=target != "-", shared=run.shard is not None)
     summary.seconds["total"] = time.perf_counter() - begin
     return summary
 
@@ -390,6 +381,7 @@ def predict(
 def _predictor(model: str, device: str, precision: str) -> Predictor:
     """Load a model once per process; forked workers inherit it."""
     torch.set_num_threads(1)  # processes are the parallelism, and keep bits the same
+    torch.set_flush_denormal(True)
     return Predictor(checkpoint.load(model), device, precision)
 
 
@@ -426,45 +418,51 @@ def _results(tasks: Sequence[Task], run: Run) -> Iterator[Result]:
 
 def _make(
     parts: Parts,
-    numbers: Sequence[int],
     tasks: Sequence[Task],
     run: Run,
-    duplicates: set[bytes],
-    summary: Summary,
     progress: Callable[[int], None],
-) -> None:
-    """Work through some parts and store each when it is whole."""
-    cut = {n: tasks[n * PART : (n + 1) * PART] for n in numbers}
-    results = _results([task for n in numbers for task in cut[n]], run)
-    for number in numbers:
+) -> Summary:
+    """Work through the parts of this run and store each when it is whole."""
+    summary = Summary()
+    cut = {n: tasks[n * PART : (n + 1) * PART] for n in parts.share(run.shard)}
+    done = {n: parts.reasons(n) for n in cut if run.resume and parts.is_done(n)}
+    results = _results([task for n in cut if n not in done for task in cut[n]], run)
+    repeated = _repeated(tasks)
+    for number, own in cut.items():
+        if number in done:
+            summary.reasons += done[number]
+            progress(sum(map(len, own)))
+            continue
         rows, reasons, before = [], [], 0
-        for piece, why, seconds in islice(results, len(cut[number])):
-            if duplicates:
-                why = why + _mark(piece, duplicates)
+        for task, (piece, why, seconds) in zip(own, results, strict=False):
+            why = why + _mark(piece, task, repeated)
             reasons += [(before + row, text) for row, text in sorted(why)]
             before += len(piece)
             rows.append(piece)
-            for stage, value in seconds.items():
-                summary.seconds[stage] = summary.seconds.get(stage, 0.0) + value
-            progress(len(piece))
-        parts.store(number, np.concatenate(rows), reasons)
+            summary.add_seconds(seconds)
+            progress(len(task))
+        summary.reasons += parts.store(number, np.concatenate(rows), reasons)
+    return summary
 
 
-def _duplicates(paths: Sequence[str]) -> set[bytes]:
-    """Names, as in the catalogue, of files that were given more than once."""
-    count = Counter(map(os.path.normpath, paths))
-    if len(count) == len(paths):
+def _repeated(tasks: Sequence[Task]) -> set[str]:
+    """Files and tables, as written, that were given more than once."""
+    names = [path for task in tasks for path in task.paths]
+    names += [task.table for task in tasks if task.table and task.start == 0]
+    count = Counter(map(os.path.normpath, names))
+    if len(count) == len(names):
         return set()
-    return {
-        catalog.encode_name(path).encode()
-        for path in paths
-        if count[os.path.normpath(path)] > 1
-    }
+    return {name for name in names if count[os.path.normpath(name)] > 1}
 
 
-def _mark(rows: np.ndarray, duplicates: set[bytes]) -> list[tuple[int, str]]:
-    here = [n for n, name in enumerate(rows["file"].tolist()) if name in duplicates]
-    rows["flag"][here] |= Flag.DUPLICATE
+def _mark(rows: np.ndarray, task: Task, repeated: set[str]) -> list[tuple[int, str]]:
+    """Flag the rows of inputs that were given more than once."""
+    if task.table:
+        here = range(len(rows)) if task.table in repeated else []
+    else:
+        encoded = {catalog.encode_name(p).encode() for p in task.paths if p in repeated}
+        here = [n for n, name in enumerate(rows["file"].tolist()) if name in encoded]
+    rows["flag"][list(here)] |= Flag.DUPLICATE
     return [(row, "this file was given more than once") for row in here]
 
 
@@ -473,9 +471,24 @@ def _plan(model: Model, tasks: Sequence[Task], run: Run) -> str:
     digest = hashlib.sha256()
     options = (__version__, model.sha256, run.precision, run.device, run.exposures)
     digest.update(repr(options).encode())
+    identity = lru_cache(_identity)
     for task in tasks:
-        digest.update(repr(task).encode())
+        # the name of a table says little: that of standard input is made up
+        table = identity(task.table) if task.table else ""
+        digest.update(repr((task.paths, table, task.start, task.stop)).encode())
     return digest.hexdigest()[:16]
+
+
+def _identity(table: str) -> str:
+    """Checksum that a prepared table carries, or its size and date without one."""
+    import fitsio
+
+    try:
+        header = fitsio.read_header(table, ext=EXTENSION)
+    except OSError as error:
+        raise UsageError(f"can't read prepared table '{table}': {error}") from None
+    status = os.stat(table)
+    return str(header.get("DATASUM") or (status.st_size, status.st_mtime_ns))
 
 
 def _header(model: Model, digest: str) -> list[tuple]:
@@ -488,17 +501,47 @@ def _header(model: Model, digest: str) -> list[tuple]:
     ]
 
 
-def _finished(output: str, digest: str) -> Summary:
-    """Summary of a finished table that --resume was asked to go on with."""
-    table = catalog.read(output)
-    if table.header.get("PLAN") != digest:
-        raise OutputExistsError(
-            f"{output} is finished, but not by these inputs, model and options. Give "
-            "--overwrite to replace it, or another name."
-        )
+# ---------------------------------------------------------------------------- resume
+
+
+def _finished(
+    target: str, digest: str, tasks: Sequence[Task], model: Model
+) -> Summary | None:
+    """Summary of a table that this very plan has made already; None if it hasn't."""
+    if target == "-" or not os.path.exists(target):
+        return None
+    try:
+        table = catalog.read(target, columns=lambda name: name in ("file", "flag"))
+        if "flag" not in table.rows.dtype.names:
+            return None
+    except UsageError:
+        return None
+    plan = table.header.get("PLAN")
+    if plan != digest and (plan is not None or not _same_files(table, tasks)):
+        return None
     summary = Summary()
     summary.add(table.rows["flag"])
     return summary
+
+
+def _same_files(table: catalog.Table, tasks: Sequence[Task]) -> bool:
+    """Compare the files of a table whose format keeps no header, such as CSV."""
+    names = [catalog.encode_name(path) for task in tasks for path in task.paths]
+    return table.rows["file"].tolist() == names
+
+
+def _settle_with_others(parts: Parts, run: Run, overwrite: bool) -> None:
+    """Decide about unfinished parts of the same output but of other plans."""
+    if run.shard and not run.resume:
+        return  # they may be those of another shard's run; merging removes them
+    others = parts.others()
+    if others and run.resume and not overwrite:
+        raise UsageError(
+            f"{parts.output} has an unfinished run of other inputs, model or options. "
+            "Give those to go on with it, or leave --resume out to start anew."
+        )
+    for directory in others if run.resume else [*others, parts.directory]:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class Parts:
@@ -523,51 +566,97 @@ class Parts:
             target = Path(output)
             self.directory = target.with_name(f".{target.name}-{digest}.parts")
 
-    def share(self, number: int, of: int) -> range:
-        """Return the parts of one shard: a contiguous range, as even as possible."""
+    def share(self, shard: tuple[int, int] | None) -> range:
+        """Return the parts of a shard: a contiguous range, as even as possible."""
+        number, of = shard or (1, 1)
         return range(
             (number - 1) * self.count // of,
             number * self.count // of,
         )
 
-    def open(self, keep: bool) -> None:
-        """Make the directory; without `keep`, drop what earlier runs left."""
-        if self.output != "-" and not keep:
-            target = Path(self.output)
-            for old in target.parent.glob(f".{glob.escape(target.name)}-*.parts"):
-                shutil.rmtree(old, ignore_errors=True)
-        self.directory.mkdir(exist_ok=True)
+    def others(self) -> list[Path]:
+        """Return the directories of parts of other plans for the same output."""
+        if self.output == "-":
+            return []
+        target = Path(self.output)
+        found = target.parent.glob(f".{glob.escape(target.name)}-*.parts")
+        return [directory for directory in found if directory != self.directory]
 
     def path(self, number: int) -> Path:
         """Return the file of a part's rows."""
         return self.directory / f"{number:06d}.npy"
 
-    def is_done(self, number: int) -> bool:
-        """Say whether a part is there."""
-        return self.path(number).exists()
-
-    def all_done(self) -> bool:
-        """Say whether all parts of all shards are there."""
-        return all(map(self.is_done, range(self.count)))
-
-    def store(self, number: int, rows: np.ndarray, reasons: list) -> None:
-        """Write a part; its rows' file appears last and whole."""
-        names = [catalog.decode_name(rows["file"][row].decode()) for row, _ in reasons]
-        texts = [text for _, text in reasons]
-        pairs = list(zip(names, texts, strict=True))
-        path = self.path(number)
-        with catalog.explained(self.output, str(path)):
-            path.with_suffix(".json").write_text(json.dumps(pairs))
-            partial_path = path.with_suffix(f".{os.getpid()}.tmp")
-            with partial_path.open("wb") as file:
-                np.save(file, rows, allow_pickle=False)
-            partial_path.replace(path)
+    def paths(self, shard: tuple[int, int] | None = None) -> list[Path]:
+        """Return the files of the parts of a shard, or of all."""
+        return [self.path(number) for number in self.share(shard)]
 
     def reasons(self, number: int) -> list[tuple[str, str]]:
         """Return file and reason of a part's rows that have one."""
         text = self.path(number).with_suffix(".json").read_text()
         return [tuple(pair) for pair in json.loads(text)]
 
+    def is_done(self, number: int) -> bool:
+        """Say whether a part is there, and whole: a crashed machine may cut it."""
+        try:
+            self.reasons(number)
+            return len(np.load(self.path(number), mmap_mode="r")) > 0
+        except (OSError, ValueError, EOFError):
+            return False
+
+    def all_done(self) -> bool:
+        """Say whether all parts of all shards are there."""
+        return all(path.exists() for path in self.paths())
+
+    def store(
+        self, number: int, rows: np.ndarray, reasons: list[tuple[int, str]]
+    ) -> list[tuple[str, str]]:
+        """Write a part; its rows' file appears last and whole.
+
+        Returns
+        -------
+        list of (str, str)
+            As `reasons` does.
+        """
+        names = [catalog.decode_name(rows["file"][row].decode()) for row, _ in reasons]
+        texts = [text for _, text in reasons]
+        pairs = list(zip(names, texts, strict=True))
+        path = self.path(number)
+        partial_path = path.with_suffix(f".{os.getpid()}.tmp")
+        with catalog.explained(self.output, str(self.directory)):
+            self.directory.mkdir(exist_ok=True)
+            try:
+                path.with_suffix(".json").write_text(json.dumps(pairs))
+                with partial_path.open("wb") as file:
+                    np.save(file, rows, allow_pickle=False)
+                partial_path.replace(path)
+            finally:
+                partial_path.unlink(missing_ok=True)
+        return pairs
+
+    @contextmanager
+    def merging(self) -> Iterator[None]:
+        """Let one shard at a time look whether all parts are there.
+
+        A lock of the system, which ends with the process that holds it. Where a file
+        system has none, two shards may at worst write the same table twice.
+        """
+        if not self.directory.exists() or fcntl is None:
+            yield
+            return
+        with (self.directory / "lock").open("w") as file:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def remove(self) -> None:
-        """Drop the parts: the table is written."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Drop the parts, and those of other plans: the table is written."""
+        for directory in [self.directory, *self.others()]:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def close(self, keep: bool, shared: bool) -> None:
+        """Drop the directory, unless it may be of use to a resumed run, or is shared.
+
+        Other shards may be about to write into an empty one.
+        """
+        if not keep or not (shared or any(self.directory.glob("*.npy"))):
+            shutil.rmtree(self.directory, ignore_errors=True)

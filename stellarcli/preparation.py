@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 
 from stellarcli import catalog, surveys
 from stellarcli.catalog import Column, Flag, decode_name, encode_name
 from stellarcli.errors import SpectrumError, UsageError
-from stellarcli.inputs import Task, tasks
+from stellarcli.inputs import Task
 from stellarcli.parallel import ordered_map
 from stellarcli.prepared import (
     VECTORS,
@@ -27,6 +31,7 @@ CHUNK = 128  # spectra prepared together: fixed, since kernels depend on batch s
 LOW_SNR = 10.0  # per pixel
 MASKED_SHARE = 0.2  # of the covered pixels
 MISSING_SHARE = 0.02  # of the recipe's grid
+LONGEST_CARD = 68  # characters that fit into a FITS header card
 
 INFO = [
     *catalog.columns([])[:-1],  # objid, file, ra, dec, snr
@@ -99,6 +104,7 @@ def run(task: Task, recipe: Recipe, *, exposures: bool = False) -> Chunk:
     batch = _apply(recipe, spectra)
     rows = catalog.rows(INFO, _columns(metas, recipe))
     rows["flag"] = _flags(metas, spectra, batch, recipe)
+    reasons = sorted([*reasons, *_losses(spectra, batch, recipe)])
     end = time.perf_counter()
     return Chunk(
         rows, batch, reasons, {"read": middle - begin, "prepare": end - middle}
@@ -124,7 +130,7 @@ class Summary:
 
 
 def write_table(
-    paths: Sequence[str],
+    work: Iterable[Task],
     output: str,
     recipe: Recipe,
     *,
@@ -139,8 +145,8 @@ def write_table(
 
     Parameters
     ----------
-    paths : sequence of str
-        Of `inputs.expand`.
+    work : iterable of Task
+        Of `inputs.tasks`; raw files only.
     output : str
         ``-`` for standard output.
     recipe : Recipe
@@ -161,18 +167,27 @@ def write_table(
     Raises
     ------
     UsageError
-        If labels can't be joined.
+        If one of the inputs is prepared already.
     StellarError
         If a worker dies or the disk is full.
     """
     summary = Summary()
-    work = partial(run, recipe=recipe, exposures=exposures)
-    longest = max(len(encode_name(path)) for path in paths)
+    work = list(work)
+    for table in (task.table for task in work if task.table):
+        raise UsageError(
+            f"'{table}' is prepared already; give the raw files, or 'stellar predict' "
+            "this table."
+        )
+    longest = max(len(encode_name(path)) for task in work for path in task.paths)
     units = {column.name: column.unit for column in INFO}
     if labels is not None:
         units |= {_free_name(n): unit for n, unit in labels.units.items()}
+    prepare = partial(run, recipe=recipe, exposures=exposures)
+    chunks = ordered_map(prepare, work, workers)
+    if recipe.wavelength is None:
+        chunks = _equally_wide(chunks, output)
     with PreparedWriter(output, recipe, cards, units) as writer:
-        for chunk in ordered_map(work, tasks(paths, CHUNK), workers):
+        for chunk in chunks:
             rows = _widened(chunk.rows, longest)
             if labels is not None:
                 rows, matched = join(rows, labels, radius)
@@ -186,14 +201,53 @@ def write_table(
     return summary
 
 
+def _equally_wide(chunks: Iterable[Chunk], output: str) -> Iterator[Chunk]:
+    """Pad spectra of native sampling to the longest of all chunks.
+
+    That is known at the end: until then they are in a temporary file.
+    """
+    directory = tempfile.gettempdir() if output == "-" else str(Path(output).parent)
+    reasons, widest = [], 0
+    with (
+        catalog.explained(output, os.path.join(directory, "chunks")),
+        tempfile.TemporaryFile(prefix=".stellar-", dir=directory) as file,
+    ):
+        for chunk in chunks:
+            batch = chunk.batch
+            for array in (chunk.rows, batch.wavelength, batch.flux, batch.ivar):
+                np.save(file, array, allow_pickle=False)
+            reasons.append(chunk.reasons)
+            widest = max(widest, batch.flux.shape[1])
+        file.seek(0)
+        for why in reasons:
+            rows, wavelength, flux, ivar = (np.load(file) for _ in range(4))
+            yield Chunk(rows, _padded(wavelength, flux, ivar, widest), why)
+
+
+def _padded(
+    wavelength: np.ndarray, flux: np.ndarray, ivar: np.ndarray, pixels: int
+) -> Batch:
+    """Spectra of native sampling, (spectrum, pixel), with more pixels."""
+    extra = ((0, 0), (0, pixels - flux.shape[1]))
+    flux, ivar = np.pad(flux, extra), np.pad(ivar, extra)
+    return Batch(
+        wavelength=np.pad(wavelength, extra, constant_values=np.nan),
+        flux=flux,
+        ivar=ivar,
+        mask=np.where(ivar > 0, 0, PixelMask.NO_IVAR).astype(np.uint8),
+        redshift=np.zeros(len(flux)),
+        segments=(((0, pixels),),),
+    )
+
+
 def _widened(rows: np.ndarray, longest_file: int) -> np.ndarray:
     """Give text columns the widths that all chunks of a table share."""
     widths = {
         "file": longest_file,
-        "objid": max(40, longest_file),  # some readers take it from the file's name
+        "objid": max(LONGEST_CARD, longest_file),  # some readers take it from the name
         "survey": 16,
-        "class": 16,
-        "subclass": 24,
+        "class": LONGEST_CARD,
+        "subclass": LONGEST_CARD,
     }
     return rows.astype(
         [
@@ -260,8 +314,8 @@ def _read(
     for path in paths:
         try:
             found = surveys.read_all(path) if exposures else [surveys.read(path)]
-        except SpectrumError as error:
-            reasons.append((len(metas), str(error)))
+        except Exception as error:
+            reasons.append((len(metas), _reason(error)))
             spectra.append(None)
             metas.append(SpectrumMeta(file=path))
             continue
@@ -270,6 +324,14 @@ def _read(
             spectra.append(_without_signal(spectrum) if _blank(spectrum) else spectrum)
             metas.append(spectrum.meta)
     return spectra, metas, reasons
+
+
+def _reason(error: Exception) -> str:
+    """Say why a file can't be read; a reader's mistake must not end a night's run."""
+    if isinstance(error, SpectrumError):
+        return str(error)
+    logging.getLogger(__name__).error("the reader failed", exc_info=error)
+    return f"the reader failed ({type(error).__name__}: {error}); please report this"
 
 
 def _remarks(spectrum: Spectrum) -> list[str]:
@@ -284,6 +346,26 @@ def _remarks(spectrum: Spectrum) -> list[str]:
     if meta.object_class not in ("", "STAR"):
         remarks.append(f"the header's class is {meta.object_class}, not a star")
     return remarks
+
+
+def _losses(
+    spectra: Sequence[Spectrum | None], batch: Batch, recipe: Recipe
+) -> list[tuple[int, str]]:
+    """Say why nothing is left of spectra that had good pixels."""
+    grid, lost = recipe.wavelength, []
+    for row in np.flatnonzero(~batch.good.any(axis=1)).tolist():
+        spectrum = spectra[row]
+        if spectrum is None or not spectrum.good.any():
+            continue  # known already
+        known = spectrum.wavelength[spectrum.good]
+        reason = "no good pixel is left by the recipe; is the flux positive?"
+        if grid is not None and (known.max() < grid[0] or known.min() > grid[-1]):
+            reason = (
+                f"good pixels from {known.min():.0f} to {known.max():.0f} Å, outside "
+                f"{grid[0]:.0f} to {grid[-1]:.0f} Å of recipe '{recipe.name}'"
+            )
+        lost.append((row, reason))
+    return lost
 
 
 def _blank(spectrum: Spectrum) -> bool:
@@ -378,13 +460,14 @@ def _flags(
 
 
 @lru_cache(maxsize=4)
-def _open(path: str) -> PreparedTable:
+def _open(path: str, inode: int, time: int) -> PreparedTable:
     return PreparedTable(path)
 
 
 def _from_table(task: Task, recipe: Recipe) -> Chunk:
     begin = time.perf_counter()
-    table = _open(task.table)
+    status = os.stat(task.table)  # to notice when it is another file of that name
+    table = _open(task.table, status.st_ino, status.st_mtime_ns)
     if difference := recipe_difference(table.recipe, recipe):
         raise UsageError(
             f"'{task.table}' was prepared with recipe '{table.recipe.name}', the model "
@@ -397,4 +480,10 @@ def _from_table(task: Task, recipe: Recipe) -> Chunk:
     for name in missing:
         if name in ("objid", "flag"):
             raise UsageError(f"'{task.table}' lacks the column {name}.")
-    return Chunk(rows, table.batch(index), [], {"read": time.perf_counter() - begin})
+    failed = rows["flag"] & catalog.FAILED
+    reasons = [
+        (row, f"{catalog.describe_flags(failed[row])} in the prepared table")
+        for row in np.flatnonzero(failed).tolist()
+    ]
+    seconds = {"read": time.perf_counter() - begin}
+    return Chunk(rows, table.batch(index), reasons, seconds)

@@ -11,17 +11,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stellarcli.errors import StellarError, UsageError
+from stellarcli import catalog
+from stellarcli.errors import UsageError
 from stellarcli.preprocess import Batch, Recipe
+from stellarcli.provenance import Card
 from stellarcli.spectrum import PixelMask
+
+if TYPE_CHECKING:
+    import fitsio
 
 EXTENSION = "SPECTRA"
 VECTORS = ("FLUX", "IVAR", "WAVELENGTH")
@@ -46,15 +52,20 @@ class PreparedTable:
     Raises
     ------
     UsageError
-        If the file is missing or no prepared table.
+        If the file is missing, damaged, compressed, folded or no prepared table.
     """
 
     def __init__(self, path: str | Path):
         import fitsio
 
         self.path = str(path)
+        if is_compressed(self.path):
+            raise UsageError(
+                f"prepared table '{path}' is compressed, and tables are mapped into "
+                "memory; run 'gunzip' on it."
+            )
         try:
-            with fitsio.FITS(self.path) as hdus:
+            with catalog._literal(self.path) as plain, fitsio.FITS(plain) as hdus:
                 names = [hdu.get_extname() for hdu in hdus]
                 if EXTENSION not in names:
                     raise UsageError(
@@ -79,6 +90,13 @@ class PreparedTable:
                 f"'{path}' has no recipe in its header ({_first_line(error)}); make it "
                 "with 'stellar preprocess'."
             ) from None
+        if "FLUX" not in dtype.names or "IVAR" not in dtype.names:
+            raise UsageError(
+                f"'{path}' holds no spectra. If 'stellar fold' wrote it, 'stellar fold "
+                "--unfold' turns its images into spectra again."
+            )
+        if os.path.getsize(self.path) < offset + rows * dtype.itemsize:
+            raise UsageError(f"prepared table '{path}' is cut off; copy it again.")
         self._rows = np.memmap(
             self.path, dtype=dtype, mode="r", offset=offset, shape=(rows,)
         )
@@ -108,13 +126,13 @@ class PreparedTable:
             raise unknown(f"column of '{self.path}'", name, self.names)
         key = folded[name.lower()]
         parts = [
-            np.array(self._rows[key][start : start + SCAN_ROWS])
+            _decoded(self._rows[key][start : start + SCAN_ROWS])
             for start in range(0, len(self), SCAN_ROWS)
-        ] or [self._rows[key][:0]]
+        ] or [_decoded(self._rows[key][:0])]
         values = np.concatenate(parts)
         if values.dtype.kind == "S":
             return np.char.strip(np.char.decode(values, "ascii"))
-        return values.astype(values.dtype.newbyteorder("="))
+        return values
 
     def rows(self, index: slice = slice(None)) -> np.ndarray:
         """Return scalar columns of some rows, native byte order, text as bytes."""
@@ -125,7 +143,7 @@ class PreparedTable:
         )
         for name in self.names:
             text = part.dtype[name].kind == "S"
-            table[name] = np.char.rstrip(part[name]) if text else part[name]
+            table[name] = np.char.rstrip(part[name]) if text else _decoded(part[name])
         return table
 
     def spectra(self, index: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
@@ -169,25 +187,14 @@ class PreparedWriter:
 
     def __enter__(self) -> PreparedWriter:
         """Open the temporary file."""
-        import fitsio
-
-        target = Path(self.path)
-        if self.path == "-":
-            import tempfile
-
-            self._partial = Path(tempfile.mkstemp(prefix=".stellar-")[1])
-        else:
-            self._partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        self._partial.unlink(missing_ok=True)
-        self._table = None
+        self._has_table = False
         self._wavelength: np.ndarray | None = None
-        with _disk_errors(self.path):
-            self._fits = fitsio.FITS(str(self._partial), "rw")
-            header = [
-                {"name": "RECIPE", "value": self.recipe.to_json(), "comment": ""},
-                *({"name": n, "value": v, "comment": c} for n, v, c in self.cards),
-            ]
-            self._fits.write(None, header=header)
+        with ExitStack() as stack:
+            self._fits = stack.enter_context(new_file(self.path))
+            stack.push(self._finish)
+            with writing(self.path):
+                write_primary(self._fits, self.recipe, self.cards)
+            self._stack = stack.pop_all()
         return self
 
     def append(self, rows: np.ndarray, batch: Batch) -> None:
@@ -211,57 +218,105 @@ class PreparedWriter:
             self._wavelength = batch.wavelength
         else:
             table["WAVELENGTH"] = batch.wavelength
-        with _disk_errors(self.path):
-            if self._table is None:
+        with writing(self.path):
+            if self._has_table:
+                self._fits[EXTENSION].append(table)
+            else:
                 names = table.dtype.names
                 units = [(self.units or {}).get(name, "") for name in names]
                 self._fits.write(table, extname=EXTENSION, units=units)
-                self._table = self._fits[-1]
-            else:
-                self._table.append(table)
+                self._has_table = True
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         """Finish the file and give it its name, or remove it after an error."""
-        try:
-            if kind is None:
-                with _disk_errors(self.path):
-                    self._finish()
-        finally:
-            self._fits.close()
-            self._partial.unlink(missing_ok=True)
+        self._stack.__exit__(*error)
 
-    def _finish(self) -> None:
-        if self._wavelength is not None:
-            self._fits.write(self._wavelength, extname="WAVELENGTH")
-            self._fits[-1].write_key("BUNIT", "Angstrom", "vacuum, rest frame")
-        for hdu in self._fits:
-            hdu.write_checksum()
-        self._fits.close()
-        if self.path == "-":
-            with self._partial.open("rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
-        else:
-            self._partial.replace(self.path)
+    def _finish(self, kind: type | None, *_: object) -> None:
+        if kind is None and self._wavelength is not None:
+            with writing(self.path):
+                write_wavelength(self._fits, self._wavelength)
 
 
-class _disk_errors:
-    """Turn a full disk and its kin into one sentence."""
+@contextmanager
+def new_file(path: str) -> Iterator[fitsio.FITS]:
+    """Open a FITS file that gets its name, and checksums, when all went well.
 
-    def __init__(self, path: str):
-        self.path = path
+    After an error nothing is left of it. Parts of the program that write one share
+    `writing`, `write_primary` and `write_wavelength`.
 
-    def __enter__(self) -> None:
-        """Nothing to open."""
+    Parameters
+    ----------
+    path : str
+        ``-`` for standard output.
 
-    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        """Re-raise operating-system errors as `StellarError`."""
-        if isinstance(error, BrokenPipeError):
-            raise error
-        if isinstance(error, OSError):
-            raise StellarError(
-                f"can't write '{self.path}': {_first_line(error)}. Is the disk full?"
-            ) from None
+    Raises
+    ------
+    UsageError
+        If the name says that the file is compressed (it couldn't be mapped), or the
+        directory is none to write to.
+    StellarError
+        If the disk is full, or the file can't be written for another reason.
+    """
+    import fitsio
+
+    if path.lower().endswith(".gz"):
+        raise UsageError(
+            f"'{path}' can't be compressed, since tables of spectra are mapped into "
+            "memory; name it without .gz."
+        )
+    if path != "-":
+        catalog._check_directory(path)
+    with catalog.temporary_name(path) as temporary:
+        with catalog._literal(temporary) as plain:
+            with catalog.explained(path, temporary):
+                file = fitsio.FITS(plain, "rw", clobber=True)
+            with file:
+                yield file
+                with catalog.explained(path, temporary):
+                    for hdu in file:
+                        catalog._write_checksum(hdu)
+                    size = file[-1].get_offsets()["data_end"]
+        with catalog.explained(path, temporary):
+            # closing flushes cfitsio's buffers, and reports no error
+            if (found := os.path.getsize(temporary)) != size:
+                raise OSError(f"{found} of {size} bytes were written")
+            catalog._deliver(temporary, path)
+
+
+def writing(path: str) -> AbstractContextManager[None]:
+    """Turn errors of the disk into one sentence, around every call that writes."""
+    beside = os.path.join(tempfile.gettempdir(), "") if path == "-" else path
+    return catalog.explained(path, beside)
+
+
+def write_primary(file: fitsio.FITS, recipe: Recipe, cards: Iterable[Card]) -> None:
+    """Write the primary HDU: recipe and provenance."""
+    header = [{"name": "RECIPE", "value": recipe.to_json(), "comment": ""}]
+    header += [{"name": n, "value": v, "comment": c} for n, v, c in cards]
+    file.write(None, header=header)
+
+
+def write_wavelength(file: fitsio.FITS, wavelength: np.ndarray) -> None:
+    """Write the HDU with the common grid, of any shape; float64."""
+    file.write(wavelength, extname="WAVELENGTH")
+    file[-1].write_key("BUNIT", "Angstrom", "vacuum, rest frame")
+
+
+def _decoded(raw: np.ndarray) -> np.ndarray:
+    """Values of a mapped column, native byte order.
+
+    FITS keeps truth values as letters, and integers of the other signedness with their
+    highest bit flipped (TZERO).
+    """
+    dtype = raw.dtype
+    if dtype.kind == "b":
+        return raw.view(np.uint8) == ord("T")
+    values = raw.astype(dtype.newbyteorder("="))
+    if dtype.kind == "u" and dtype.itemsize > 1:
+        return values ^ dtype.type(1 << (8 * dtype.itemsize - 1))
+    if dtype == np.int8:
+        return values ^ np.int8(-128)
+    return values
 
 
 def _first_line(error: BaseException) -> str:
@@ -276,6 +331,15 @@ def is_prepared(path: str) -> bool:
     except OSError:
         return False
     return head.startswith(b"SIMPLE") and b"EXTNAME = 'SPECTRA" in head
+
+
+def is_compressed(path: str) -> bool:
+    """Say whether a file begins like gzip's."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) == b"\x1f\x8b"
+    except OSError:
+        return False
 
 
 def spool(stream: Any) -> Iterator[Path]:

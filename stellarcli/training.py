@@ -1,14 +1,21 @@
-"""Training: configuration, losses, augmentation and the loop."""
+"""Training one model: data, the loop, ensembles, resuming, several processes.
+
+Under ``torchrun`` every process takes its share of each batch; gradients are averaged
+so that the losses are those of one process with the whole batch (exactly so for
+networks without batch statistics; batch normalisation uses each process's own share).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,249 +23,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stellarcli import checkpoint, dataset, labels, metrics, models, novelty
+from stellarcli import (
+    calibration,
+    checkpoint,
+    curves,
+    dataset,
+    labels,
+    losses,
+    metrics,
+    models,
+)
+from stellarcli.calibration import predict_encoded
+from stellarcli.catalog import Table
 from stellarcli.dataset import Dataset
-from stellarcli.errors import StellarError, UsageError, unknown
+from stellarcli.devices import choose_device, has_bfloat16
+from stellarcli.errors import StellarError, UsageError
 from stellarcli.labels import Label
+from stellarcli.settings import TrainConfig
 
 log = logging.getLogger(__name__)
-
-EVALUATION_BATCH = 256
-SLOPE_FLOOR = 1e-6
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides about a training run.
-
-    Read from YAML, overridden by options, saved resolved in the model file.
-    """
-
-    model: str = "resnet1d"  # key of MODELS
-    network: dict[str, Any] = field(default_factory=dict)  # options of the network
-    target: tuple[str, ...] = ("teff", "logg", "feh")  # label columns
-    loss: str = "nll"  # key of LOSSES
-    epochs: int = 30
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.03  # fraction of all steps with a rising learning rate
-    clip: float = 1.0  # largest norm of the gradient; 0 for no limit
-    average: float = 0.998  # decay of the running mean of the weights; 0 for none
-    members: int = 1  # networks of the ensemble, seeds seed, seed + 1, …
-    seed: int = 1
-    init: str | None = None  # model whose weights and label scaling to start from
-    select: str | None = None  # rows to use, "snrg > 10 and clean"
-    group: str | None = None  # column that keeps rows together, such as plan
-    split: str | None = None  # column that says train, validation, test
-    test: float = 0.0  # fraction of groups never used
-    validation: float = 0.1  # fraction of groups for calibration and the choice of runs
-    noise: float = 0.0  # augmentation: added noise, up to this multiple of the own
-    velocity: float = 0.0  # augmentation: shift, standard deviation in pixels
-    hide: float = 0.0  # augmentation: chance of hiding a window of pixels
-    precision: str = "auto"  # float32, bfloat16, or auto: bfloat16 where it is fast
-    half: bool = True  # store weights as float16
-
-    def __post_init__(self) -> None:
-        """Refuse values that can't be."""
-        if self.loss not in LOSSES:
-            raise unknown("loss", self.loss, LOSSES)
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise unknown("precision", self.precision, ("auto", "float32", "bfloat16"))
-        for name in ("epochs", "batch_size", "learning_rate", "members"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} must be positive, not {getattr(self, name)}.")
-        if not 0 <= self.test + self.validation < 1:
-            raise UsageError(
-                f"test ({self.test}) and validation ({self.validation}) must leave "
-                "something to train on: their sum is between 0 and 1."
-            )
-
-    @classmethod
-    def resolve(cls, *sources: dict[str, Any]) -> TrainConfig:
-        """Merge settings, later ones win.
-
-        Raises
-        ------
-        UsageError
-            If a key is unknown (names the nearest) or a value has the wrong type.
-        """
-        merged: dict[str, Any] = {}
-        valid = {f.name: f for f in fields(cls)}
-        for source in sources:
-            for key, value in source.items():
-                head, _, tail = key.partition(".")
-                if head not in valid or (tail and head != "network"):
-                    raise unknown("training setting", key, valid)
-                if tail:
-                    merged["network"] = {**merged.get("network", {}), tail: value}
-                else:
-                    merged[head] = _convert(valid[head].type, head, value)
-        return cls(**merged)
-
-
-def _convert(kind: str, name: str, value: Any) -> Any:
-    """Bring a YAML or command-line value to the type of its field."""
-    try:
-        if kind.startswith("tuple"):
-            items = value.split(",") if isinstance(value, str) else value
-            return tuple(str(item).strip() for item in items)
-        if kind.startswith("dict") and isinstance(value, dict):
-            return value
-        if "None" in kind:
-            return None if value is None else str(value)
-        if kind == "bool" and isinstance(value, bool):
-            return value
-        if kind == "int" and float(value) == int(float(value)):
-            return int(float(value))
-        if kind == "float":
-            return float(value)
-        if kind == "str" and isinstance(value, str):
-            return value
-    except (TypeError, ValueError):
-        pass
-    raise UsageError(f"training setting {name!r} must be {kind}, not {value!r}.")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read settings from a YAML file.
-
-    Raises
-    ------
-    UsageError
-        If it can't be read or isn't a mapping.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except OSError as error:
-        raise UsageError(f"configuration '{path}': {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"configuration '{path}' is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"configuration '{path}' must be a mapping of settings.")
-    return values
-
-
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """Read ``key=value`` settings; values as YAML, so that ``[1, 2]`` is a list.
-
-    Raises
-    ------
-    UsageError
-        If one has no ``=`` or isn't YAML.
-    """
-    import yaml
-
-    values = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set takes KEY=VALUE, not {pair!r}.")
-        try:
-            values[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UsageError(f"--set {pair}: the value is not YAML.") from None
-    return values
-
-
-def nll(mean: Tensor, log_variance: Tensor, truth: Tensor) -> Tensor:
-    """Gaussian negative log-likelihood, without its constant."""
-    return 0.5 * (log_variance + (truth - mean).square() * torch.exp(-log_variance))
-
-
-def mae(mean: Tensor, log_variance: Tensor, truth: Tensor) -> Tensor:
-    """Absolute error; the variance is not trained."""
-    return (truth - mean).abs() + 0 * log_variance
-
-
-def mse(mean: Tensor, log_variance: Tensor, truth: Tensor) -> Tensor:
-    """Squared error; the variance is not trained."""
-    return (truth - mean).square() + 0 * log_variance
-
-
-def log_cosh(mean: Tensor, log_variance: Tensor, truth: Tensor) -> Tensor:
-    """Log-Cosh: squared for small errors, absolute for large ones."""
-    error = (truth - mean).abs()
-    # ln cosh e = e + ln(1 + exp(-2 e)) - ln 2, which can't overflow
-    value = error + nn.functional.softplus(-2 * error) - math.log(2)
-    return value + 0 * log_variance
-
-
-def laplace(mean: Tensor, log_variance: Tensor, truth: Tensor) -> Tensor:
-    """Laplace negative log-likelihood: robust against wrong labels.
-
-    ``exp(log_variance)`` is the variance 2 b² of the distribution.
-    """
-    log_b = 0.5 * (log_variance - math.log(2))
-    return log_b + (truth - mean).abs() * torch.exp(-log_b)
-
-
-LOSSES = {
-    "nll": nll,
-    "laplace": laplace,
-    "mae": mae,
-    "mse": mse,
-    "log_cosh": log_cosh,
-}
-
-
-def masked_mean(loss: Tensor, known: Tensor) -> Tensor:
-    """Mean over the labels that are known."""
-    return (loss * known).sum() / known.sum().clamp_min(1)
-
-
-def augment(
-    flux: Tensor, ivar: Tensor, config: TrainConfig, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Vary spectra as another observation of the same star would.
-
-    Parameters
-    ----------
-    flux, ivar : Tensor, shape (spectrum, pixel)
-    config : TrainConfig
-    generator : torch.Generator
-
-    Returns
-    -------
-    flux, ivar : Tensor, shape (spectrum, pixel)
-    """
-    count, pixels = flux.shape
-
-    def draw(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    if config.velocity:
-        shift = torch.randn(count, 1, generator=generator) * config.velocity
-        left, right = torch.roll(flux, 1, 1), torch.roll(flux, -1, 1)
-        share = shift.abs().clamp_max(1)
-        flux = (1 - share) * flux + share * torch.where(shift > 0, left, right)
-    if config.noise:
-        # half of the spectra stay as they are
-        factor = (draw(count, 1) * 2 - 1).clamp_min(0) * config.noise
-        sigma = torch.where(ivar > 0, ivar.clamp_min(1e-8).rsqrt(), 0)
-        noise = torch.randn(flux.shape, generator=generator)
-        flux = flux + factor * sigma * noise
-        ivar = ivar / (1 + factor.square())
-    if config.hide:
-        width = (draw(count, 1) * pixels / 10).long()
-        start = (draw(count, 1) * pixels).long()
-        position = torch.arange(pixels)
-        inside = (position >= start) & (position < start + width)
-        hidden = inside & (draw(count, 1) < config.hide)
-        flux = torch.where(hidden, torch.ones(()), flux)
-        ivar = torch.where(hidden, torch.zeros(()), ivar)
-    return flux, ivar
 
 
 @dataclass
 class Progress:
-    """What a running training says about itself.
+    """What a running training says about itself after an epoch.
 
     Attributes
     ----------
     member, epoch : int
+        Counted from 1.
     train_loss, validation_loss : float
     mae : dict
         Validation error per label, in the label's unit.
@@ -266,7 +59,7 @@ class Progress:
     rate : float
         Spectra per second.
     remaining : float
-        Estimate, s.
+        Estimate for this network, s.
     """
 
     member: int
@@ -279,11 +72,46 @@ class Progress:
     remaining: float
 
 
+class World:
+    """The processes that train together; one, unless ``torchrun`` started more."""
+
+    def __init__(self, device: str):
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        if device.startswith("cuda") and self.size > 1:
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        self.device = torch.device(device)
+        if self.size > 1 and not torch.distributed.is_initialized():
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend)
+
+    def part(self, count: int) -> slice:
+        """Return this process's share of a batch."""
+        return slice(
+            count * self.rank // self.size, count * (self.rank + 1) // self.size
+        )
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Let gradients be averaged over processes."""
+        if self.size == 1:
+            return network
+        return nn.parallel.DistributedDataParallel(network)
+
+    def sum(self, *values: Tensor) -> Tensor:
+        """Sum scalars over processes."""
+        stack = torch.stack([value.detach() for value in values])
+        if self.size > 1:
+            torch.distributed.all_reduce(stack)
+        return stack
+
+
 def train(
     tables: list[str],
     output: Path,
     config: TrainConfig,
     *,
+    catalogue: Table | None = None,
+    resume: bool = False,
     report: Callable[[Progress], None] = lambda _: None,
     provenance: dict[str, Any] | None = None,
 ) -> checkpoint.Model:
@@ -294,6 +122,10 @@ def train(
     tables : list of str
     output : Path
     config : TrainConfig
+    catalogue : Table, optional
+        Labels that the tables lack.
+    resume : bool
+        Go on after the last finished epoch of an interrupted run.
     report : callable
         Called after every epoch.
     provenance : dict, optional
@@ -308,51 +140,60 @@ def train(
     UsageError
         If data or configuration can't be used.
     StellarError
-        If the loss stops being a number.
+        If the loss stops being a number, or memory runs out.
     """
-    data = dataset.load(
-        tables,
-        config.target,
-        selection=config.select,
-        group=config.group,
-        split=config.split,
-        test=config.test,
-        validation=config.validation,
-        seed=config.seed,
-    )
+    torch.set_flush_denormal(True)  # such numbers mean nothing here and cost much
+    world = World(choose_device(config.device))
+    data = dataset.load(tables, config, catalogue)
     start = checkpoint.load(config.init) if config.init else None
-    model = _new_model(output.stem, data, config, start)
-    encoded = _encode(model.labels, data.labels)
+    model = new_model(output.stem, data, config, start)
+    state = State(output, _digest(config, tables, data))
+    state.open(resume, write=world.rank == 0)
     history: list[dict[str, Any]] = []
     networks = []
     for member in range(config.members):
-        network = _initial(model, start, member, config.seed + member)
-
-        def collect(progress: Progress) -> None:
-            history.append(asdict(progress))
-            report(progress)
-
-        network = fit(network, data, encoded, config, model.labels, member, collect)
-        networks.append(network)
+        torch.manual_seed(config.network_seed + member)
+        network = _initial(model, start, member).to(world.device)
+        fitter = Fitter(network, data, model.labels, config, member, world)
+        with _explained(config):
+            networks.append(fitter.run(state, report).cpu())
+        history += fitter.history
+        if config.half:
+            _round(networks[-1])
         model.state |= {
-            f"member{member}.{key}": value.detach().cpu().contiguous().numpy()
-            for key, value in network.state_dict().items()
+            f"member{member}.{key}": value.contiguous().numpy()
+            for key, value in networks[-1].state_dict().items()
         }
-    _finish(model, networks, data, encoded)
+    calibration.finish(model, networks, data)
     model.training |= {
-        "config": asdict(config),
+        "config": config.to_json(),
         "tables": [Path(table).name for table in tables],
         "spectra": {part: int(data.index(part).size) for part in dataset.PARTS},
         "history": history,
     }
     model.provenance = provenance or {}
-    checkpoint.save(model, output, half=config.half)
+    if world.rank == 0:
+        checkpoint.save(model, output, half=config.half)
+        data.write_split(output.with_suffix(".split.fits"))
+        curves.draw(model, _by_part(model, data), output.with_suffix(".png"))
+        state.remove()
     return model
 
 
-def _new_model(
+def _by_part(model: checkpoint.Model, data: Dataset) -> dict:
+    return {
+        part: {
+            label.name: data.labels[data.index(part), i]
+            for i, label in enumerate(model.labels)
+        }
+        for part in dataset.PARTS
+    }
+
+
+def new_model(
     name: str, data: Dataset, config: TrainConfig, start: checkpoint.Model | None
 ) -> checkpoint.Model:
+    """Return a model without weights: what to build, from which data."""
     table = data.tables[0]
     train_labels = data.labels[data.index("train")]
     fitted = [
@@ -363,11 +204,10 @@ def _new_model(
     if start is not None:
         fitted = _inherit(fitted, start, config)
         architecture, options = start.architecture, start.config
-    options = {**options, **config.network}
     return checkpoint.Model(
         name=name,
         architecture=architecture,
-        config=options,
+        config={**options, **config.network},
         pixels=table.pixels,
         labels=fitted,
         recipe=table.recipe,
@@ -392,119 +232,296 @@ def _inherit(
 
 
 def _initial(
-    model: checkpoint.Model, start: checkpoint.Model | None, member: int, seed: int
+    model: checkpoint.Model, start: checkpoint.Model | None, member: int
 ) -> nn.Module:
-    torch.manual_seed(seed)
-    if start is not None:
-        same_shape = start.config | model.config == start.config
-        if start.pixels == model.pixels and same_shape:
-            networks = start.networks()
-            return networks[member % len(networks)].train()
-        network = _build(model)
-        weights = start.networks()[member % len(start.members)].state_dict()
-        network.load_state_dict(weights)
-        return network
-    return _build(model)
-
-
-def _build(model: checkpoint.Model) -> nn.Module:
-    return models.build(
+    """Build a network, with the weights to start from if there are any."""
+    network = models.build(
         model.architecture,
         pixels=model.pixels,
         labels=len(model.labels),
         **model.config,
     )
+    if start is not None:
+        networks = start.networks()
+        weights = networks[member % len(networks)].state_dict()
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UsageError(
+                f"the network's options don't fit the model to start from: "
+                f"{' '.join(str(error).split())}"
+            ) from None
+    return network
 
 
-def _encode(fitted: list[Label], values: np.ndarray) -> Tensor:
-    columns = [label.encode(values[:, i]) for i, label in enumerate(fitted)]
-    return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
+def _round(network: nn.Module) -> None:
+    """Give weights the digits that the file keeps, before anything is judged."""
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
 
 
-def fit(
-    network: nn.Module,
-    data: Dataset,
-    encoded: Tensor,
-    config: TrainConfig,
-    fitted: list[Label],
-    member: int,
-    report: Callable[[Progress], None],
-) -> nn.Module:
-    """Train one network.
+def encode(fitted: list[Label], data: Dataset) -> tuple[Tensor, Tensor]:
+    """Labels, and the variance of their errors, in model units.
+
+    Returns
+    -------
+    truth, noise : Tensor of float32, shape (spectrum, label)
+        Truth is NaN where missing, noise 0 where the error isn't known.
+    """
+    truth = [label.encode(data.labels[:, i]) for i, label in enumerate(fitted)]
+    noise = [
+        np.square(label.encode_error(data.labels[:, i], data.errors[:, i]))
+        for i, label in enumerate(fitted)
+    ]
+    return tuple(
+        torch.from_numpy(np.nan_to_num(np.stack(c, axis=1), nan=fill).astype("f4"))
+        for c, fill in ((truth, np.nan), (noise, 0.0))
+    )
+
+
+class Fitter:
+    """Fit one network.
 
     Parameters
     ----------
     network : nn.Module
     data : Dataset
-    encoded : Tensor, shape (spectrum, label)
-        Labels in model units, NaN where missing.
-    config : TrainConfig
     fitted : list of Label
+    config : TrainConfig
     member : int
-        Number within the ensemble, for reports.
-    report : callable
-
-    Returns
-    -------
-    nn.Module
-        With the running mean of the weights, in evaluation mode.
+        Number within the ensemble.
+    world : World
     """
-    generator = torch.Generator().manual_seed(config.seed + member)
-    index = data.index("train")
-    steps_per_epoch = math.ceil(len(index) / config.batch_size)
-    total = steps_per_epoch * config.epochs
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _cosine(step, total, config.warmup)
-    )
-    average = _Average(network, config.average)
-    begin = time.monotonic()
-    for epoch in range(config.epochs):
-        network.train()
-        order = index[torch.randperm(len(index), generator=generator).numpy()]
-        losses = []
-        for flux, ivar, truth in _batches(data, encoded, order, config.batch_size):
-            flux, ivar = augment(flux, ivar, config, generator)
-            loss = _step(network, optimizer, config, flux, ivar, truth)
-            schedule.step()
-            average.update(network)
-            losses.append(loss)
-        train_loss = float(np.mean(losses))
-        if not math.isfinite(train_loss):
-            raise StellarError(
-                f"the loss is {train_loss} in epoch {epoch + 1}. Lower learning_rate "
-                f"(now {config.learning_rate:g}) or clip (now {config.clip:g}), and "
-                "look for wrong labels with --select."
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: Dataset,
+        fitted: list[Label],
+        config: TrainConfig,
+        member: int,
+        world: World,
+    ):
+        self.network, self.data, self.fitted = network, data, fitted
+        self.config, self.member, self.world = config, member, world
+        self.truth, self.noise = encode(fitted, data)
+        weights = config.label_weights or (1.0,) * len(fitted)
+        self.weights = torch.tensor(weights, device=world.device)
+        self.index = data.index("train")
+        self.generator = torch.Generator().manual_seed(config.network_seed + member)
+        self.average = Average(network, config.average)
+        self.optimizer = self._optimizer()
+        self.parallel = world.wrap(network)
+        self.reduced = config.precision == "bfloat16" or (
+            config.precision == "auto" and has_bfloat16(world.device)
+        )
+        self.epoch = 0
+        self.best = math.inf
+        self.stale = 0
+        self.best_weights: dict[str, Tensor] = {}
+        self.history: list[dict[str, Any]] = []
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        names = [name for name, _ in self.network.named_parameters()]
+        for part in self.config.freeze:
+            hit = [name for name in names if name.startswith(part)]
+            if not hit:
+                tops = sorted({name.split(".")[0] for name in names})
+                raise UsageError(
+                    f"nothing in {self.config.model} is called {part!r}, so it can't be"
+                    f" frozen. Parts: {', '.join(tops)}."
+                )
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(
+                not any(name.startswith(part) for part in self.config.freeze)
             )
-        elapsed = time.monotonic() - begin
-        done = epoch + 1
-        validation, errors = _validate(average.network, data, encoded, config, fitted)
-        report(
-            Progress(
-                member=member,
-                epoch=done,
-                train_loss=train_loss,
+        trainable = [p for p in self.network.parameters() if p.requires_grad]
+        if not trainable:
+            raise UsageError("--freeze leaves nothing to train.")
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+        return kind[self.config.optimizer](
+            trainable,
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch; a last one smaller than the processes are is left out."""
+        whole, rest = divmod(len(self.index), self.config.batch_size)
+        return whole + (rest >= self.world.size)
+
+    def run(self, state: State, report: Callable[[Progress], None]) -> nn.Module:
+        """Train to the end and return the network to use, in evaluation mode."""
+        state.restore(self)
+        begin, first = time.monotonic(), self.epoch
+        while self.epoch < self.config.epochs and not self._stopped:
+            loss = self._train_epoch()
+            self.epoch += 1
+            validation, errors = self._validate()
+            self._remember(validation)
+            elapsed = time.monotonic() - begin
+            done = self.epoch - first
+            progress = Progress(
+                member=self.member + 1,
+                epoch=self.epoch,
+                train_loss=loss,
                 validation_loss=validation,
                 mae=errors,
-                learning_rate=schedule.get_last_lr()[0],
-                rate=done * len(index) / elapsed,
-                remaining=elapsed / done * (config.epochs - done),
+                learning_rate=self.optimizer.param_groups[0]["lr"],
+                rate=done * len(self.index) / elapsed,
+                remaining=elapsed / done * (self.config.epochs - self.epoch),
             )
+            self.history.append(asdict(progress))
+            if self.world.rank == 0:
+                state.store(self)
+                report(progress)
+        network = self.average.network
+        if self.best_weights:
+            network.load_state_dict(self.best_weights)
+        return network.eval()
+
+    @property
+    def _stopped(self) -> bool:
+        return 0 < self.config.patience <= self.stale
+
+    def _remember(self, validation: float) -> None:
+        """Keep the best weights where early stopping was asked for."""
+        if not self.config.patience or not math.isfinite(validation):
+            return
+        self.stale += 1
+        if validation < self.best:
+            self.best, self.stale = validation, 0
+            weights = self.average.network.state_dict()
+            self.best_weights = {k: v.detach().clone() for k, v in weights.items()}
+
+    def _train_epoch(self) -> float:
+        self.parallel.train()
+        shuffled = torch.randperm(len(self.index), generator=self.generator).numpy()
+        order = self.index[shuffled]
+        total = torch.zeros(2, device=self.world.device)
+        for number, batch in enumerate(self._batches(order)):
+            self._set_rate(self.epoch * self.steps_per_epoch + number)
+            total += self._step(*batch)
+            self.average.update(self.network)
+        loss = (total[0] / total[1]).item()
+        if not math.isfinite(loss):
+            raise StellarError(
+                f"the loss is {loss} in epoch {self.epoch + 1}. Lower learning_rate "
+                f"(now {self.config.learning_rate:g}) or clip (now "
+                f"{self.config.clip:g}), and look for wrong labels with --select."
+            )
+        return loss
+
+    def _set_rate(self, step: int) -> None:
+        rate = self.config.learning_rate * rate_factor(
+            self.config, step, self.steps_per_epoch
         )
-    return average.network.eval()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, ...]]:
+        """Yield batches, reading the next one while the network works on this one."""
+        size = self.config.batch_size
+        starts = [n * size for n in range(self.steps_per_epoch)]
+
+        def read(start: int) -> tuple[np.ndarray, Tensor, Tensor]:
+            index = order[start : start + size]
+            flux, ivar = self.data.spectra(index)
+            return index, torch.from_numpy(flux), torch.from_numpy(ivar)
+
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(read, starts[0])
+            for following in [*starts[1:], None]:
+                index, flux, ivar = coming.result()
+                if following is not None:
+                    coming = pool.submit(read, following)
+                part = self.world.part(len(index))
+                flux, ivar = self.config.augmentation(flux, ivar, self.generator, part)
+                mine = index[part]
+                batch = flux, ivar, self.truth[mine], self.noise[mine]
+                yield tuple(tensor.to(self.world.device) for tensor in batch)
+
+    def _step(self, flux: Tensor, ivar: Tensor, truth: Tensor, noise: Tensor) -> Tensor:
+        """Take one step; returns summed loss and weight of all processes."""
+        value, weight = self._loss(self.parallel, flux, ivar, truth, noise)
+        both = self.world.sum(value, weight)
+        # gradients are averaged over processes, hence the factor
+        loss = value * (self.world.size / both[1].clamp_min(1e-12))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        self.optimizer.step()
+        return both
+
+    def _loss(
+        self,
+        network: nn.Module,
+        flux: Tensor,
+        ivar: Tensor,
+        truth: Tensor,
+        noise: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        known = torch.isfinite(truth)
+        kind = self.world.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.reduced):
+            mean, log_variance = network(flux, ivar)
+        loss = losses.LOSSES[self.config.loss](
+            mean.float(), log_variance.float(), torch.where(known, truth, 0), noise
+        )
+        return losses.total(loss, known, self.weights)
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[float, dict[str, float]]:
+        index = self.data.index("validation")
+        if not index.size:
+            return math.nan, {}
+        network = self.average.network
+        mean, log_variance = predict_encoded(network, self.data, index)
+        truth = self.truth[index]
+        known = torch.isfinite(truth)
+        loss = losses.LOSSES[self.config.loss](
+            torch.from_numpy(mean),
+            torch.from_numpy(log_variance),
+            torch.where(known, truth, 0),
+            self.noise[index],
+        )
+        value, weight = losses.total(loss, known, self.weights.cpu())
+        errors = {
+            label.name: metrics.mae(
+                metrics.residuals(label.decode(mean[:, i]), self.data.labels[index, i])
+            )
+            for i, label in enumerate(self.fitted)
+        }
+        return (value / weight).item(), errors
 
 
-def _cosine(step: int, total: int, warmup: float) -> float:
-    rise = max(1, int(total * warmup))
+def rate_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step over the configured one.
+
+    ``cosine`` falls once to zero; ``restarts`` falls in every cycle (Loshchilov &
+    Hutter 2017, arXiv:1608.03983) to 1e-5 of it.
+    """
+    total = config.epochs * steps_per_epoch
+    rise = int(total * config.warmup)
     if step < rise:
         return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+    if config.schedule == "restarts":
+        cycle = config.restart_epochs * steps_per_epoch
+        phase = (step - rise) % cycle / cycle
+        return 1e-5 + (1 - 1e-5) * 0.5 * (1 + math.cos(math.pi * phase))
+    return 1.0
 
 
-class _Average:
-    """Exponential running mean of a network's weights."""
+class Average:
+    """Exponential running mean of a network's weights; decay 0 is the network itself.
+
+    The first steps weigh more, so that the start is forgotten quickly.
+    """
 
     def __init__(self, network: nn.Module, decay: float):
         self.decay = decay
@@ -520,168 +537,164 @@ class _Average:
         if not self.decay:
             return
         self.steps += 1
-        # the first steps weigh more, so that the start is forgotten quickly
         decay = min(self.decay, self.steps / (self.steps + 10))
-        pairs = zip(
-            self.network.state_dict().values(),
-            network.state_dict().values(),
-            strict=True,
-        )
-        for mean, new in pairs:
+        means, news = self.network.state_dict(), network.state_dict()
+        for name, mean in means.items():
             if mean.is_floating_point():
-                mean.lerp_(new, 1 - decay)
+                mean.lerp_(news[name], 1 - decay)
             else:
-                mean.copy_(new)
+                mean.copy_(news[name])
 
 
-def _batches(
-    data: Dataset, encoded: Tensor, order: np.ndarray, size: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield batches, reading the next one while the network works on this one."""
+@dataclass
+class State:
+    """The state of an unfinished run, in a hidden file beside the output.
 
-    def read(start: int) -> tuple[Tensor, Tensor, Tensor]:
-        index = order[start : start + size]
-        flux, ivar = data.spectra(index)
-        return torch.from_numpy(flux), torch.from_numpy(ivar), encoded[index]
+    Tensors and JSON only; written under a temporary name and renamed, so that a run
+    that is killed at any moment goes on after its last whole epoch.
 
-    starts = range(0, len(order), size)
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(read, starts[0]) if len(starts) else None
-        for start in starts:
-            batch = coming.result()
-            if start + size < len(order):
-                coming = pool.submit(read, start + size)
-            yield batch
-
-
-def use_bfloat16(precision: str) -> bool:
-    """Decide whether to compute in bfloat16."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    return bool(torch.backends.mkldnn.is_available()) and any(
-        flag in _cpu_flags() for flag in ("amx_bf16", "avx512_bf16")
-    )
-
-
-def _cpu_flags() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
-
-
-def _step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    flux: Tensor,
-    ivar: Tensor,
-    truth: Tensor,
-) -> float:
-    known = torch.isfinite(truth)
-    with torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16(config.precision)):
-        mean, log_variance = network(flux, ivar)
-    loss = LOSSES[config.loss](
-        mean.float(), log_variance.float(), torch.where(known, truth, 0)
-    )
-    loss = masked_mean(loss, known)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if config.clip:
-        nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-    optimizer.step()
-    return loss.item()
-
-
-@torch.no_grad()
-def predict_encoded(
-    network: nn.Module, data: Dataset, index: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and log variance in model units, each (spectrum, label)."""
-    network.eval()
-    means, log_variances = [], []
-    for start in range(0, len(index), EVALUATION_BATCH):
-        flux, ivar = data.spectra(index[start : start + EVALUATION_BATCH])
-        mean, log_variance = network(torch.from_numpy(flux), torch.from_numpy(ivar))
-        means.append(mean.numpy())
-        log_variances.append(log_variance.numpy())
-    return np.concatenate(means), np.concatenate(log_variances)
-
-
-def _validate(
-    network: nn.Module,
-    data: Dataset,
-    encoded: Tensor,
-    config: TrainConfig,
-    fitted: list[Label],
-) -> tuple[float, dict[str, float]]:
-    index = data.index("validation")
-    if not index.size:
-        return math.nan, {}
-    mean, log_variance = predict_encoded(network, data, index)
-    truth = encoded[index]
-    known = torch.isfinite(truth)
-    loss = LOSSES[config.loss](
-        torch.from_numpy(mean),
-        torch.from_numpy(log_variance),
-        torch.where(known, truth, 0),
-    )
-    errors = {
-        label.name: metrics.mae(
-            metrics.residuals(label.decode(mean[:, i]), data.labels[index, i])
-        )
-        for i, label in enumerate(fitted)
-    }
-    return masked_mean(loss, known).item(), errors
-
-
-def combine(
-    means: list[np.ndarray], log_variances: list[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of an equal mixture of Gaussians.
-
-    σ² = mean(σᵢ² + μᵢ²) − μ² (Lakshminarayanan et al. 2017, arXiv:1612.01474), written
-    so that large means don't cancel.
+    Parameters
+    ----------
+    output : Path
+        Of the model.
+    digest : str
+        Of settings and data: another run's state is refused.
     """
-    stack = np.stack(means)
-    mean = stack.mean(axis=0)
-    variance = np.exp(np.stack(log_variances)).mean(axis=0)
-    return mean, variance + np.square(stack - mean).mean(axis=0)
+
+    output: Path
+    digest: str
+    found: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    finished: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """Return the file."""
+        return self.output.with_name(f".{self.output.name}.state")
+
+    def open(self, resume: bool, write: bool) -> None:
+        """Read what an interrupted run left, or clear it away.
+
+        Raises
+        ------
+        UsageError
+            If it is another run's.
+        """
+        if resume and self.path.exists():
+            from safetensors import safe_open
+
+            with safe_open(self.path, "pt") as file:
+                notes = json.loads(file.metadata()["state"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if notes["digest"] != self.digest:
+                raise UsageError(
+                    f"'{self.path}' is the state of a run with other settings or data. "
+                    "Give the same ones, or leave --resume out to start anew."
+                )
+            self.found = tensors, notes
+        elif write:
+            self.path.unlink(missing_ok=True)
+
+    def store(self, fitter: Fitter) -> None:
+        """Write everything that the next epoch depends on."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            "generator": fitter.generator.get_state(),
+            "torch": torch.get_rng_state(),
+            **_prefixed("network", fitter.network.state_dict()),
+            **_prefixed("average", fitter.average.network.state_dict()),
+            **_prefixed("best", fitter.best_weights),
+        }
+        for number, values in fitter.optimizer.state_dict()["state"].items():
+            tensors |= _prefixed(f"optimizer.{number}", values)
+        for member, weights in self.finished.items():
+            tensors |= _prefixed(f"finished.{member}", weights)
+        notes = {
+            "digest": self.digest,
+            "member": fitter.member,
+            "epoch": fitter.epoch,
+            "best": fitter.best,
+            "stale": fitter.stale,
+            "steps": fitter.average.steps,
+            "history": fitter.history,
+        }
+        partial = self.path.with_suffix(".partial")
+        plain = torch.contiguous_format
+        unshared = {
+            key: value.detach().cpu().clone(memory_format=plain)
+            for key, value in tensors.items()
+        }
+        save_file(unshared, partial, metadata={"state": json.dumps(notes)})
+        partial.replace(self.path)
+        if fitter.epoch == fitter.config.epochs:
+            weights = fitter.average.network.state_dict()
+            self.finished[fitter.member] = weights
+
+    def restore(self, fitter: Fitter) -> None:
+        """Bring a fitter to where the interrupted run was."""
+        if self.found is None:
+            return
+        tensors, notes = self.found
+        if notes["member"] > fitter.member:
+            weights = _part(f"finished.{fitter.member}", tensors)
+            fitter.average.network.load_state_dict(weights)
+            self.finished[fitter.member] = weights
+            fitter.epoch = fitter.config.epochs
+            return
+        self.found = None
+        fitter.network.load_state_dict(_part("network", tensors))
+        fitter.average.network.load_state_dict(_part("average", tensors))
+        fitter.average.steps = notes["steps"]
+        fitter.best_weights = _part("best", tensors)
+        groups = fitter.optimizer.state_dict()
+        count = len(groups["param_groups"][0]["params"])
+        groups["state"] = {n: _part(f"optimizer.{n}", tensors) for n in range(count)}
+        fitter.optimizer.load_state_dict(groups)
+        fitter.generator.set_state(tensors["generator"])
+        torch.set_rng_state(tensors["torch"])
+        fitter.epoch, fitter.best = notes["epoch"], notes["best"]
+        fitter.stale, fitter.history = notes["stale"], notes["history"]
+
+    def remove(self) -> None:
+        """Drop the state: the model is written."""
+        self.path.unlink(missing_ok=True)
 
 
-def _finish(
-    model: checkpoint.Model,
-    networks: list[nn.Module],
-    data: Dataset,
-    encoded: Tensor,
-) -> None:
-    """Calibrate on the validation rows what the catalogue says about its values."""
-    index = data.index("train")
-    rng = np.random.default_rng(0)
-    sample = rng.permutation(index)[: novelty.ROWS]
-    unlike = novelty.fit(*data.spectra(np.sort(sample)))
-    held = data.index("validation")
-    # without validation rows the training ones must do, too optimistic as they are
-    judge = held if held.size >= 50 else sample
-    novelty.calibrate(unlike, novelty.score(*data.spectra(judge), unlike))
-    model.state |= {f"novelty.{key}": value for key, value in unlike.items()}
-    outputs = [predict_encoded(network, data, judge) for network in networks]
-    mean, variance = combine(*map(list, zip(*outputs, strict=True)))
-    error = np.sqrt(variance)
-    truth = encoded[judge].numpy()
-    model.error_scale = []
-    results: dict[str, Any] = {}
-    for i, label in enumerate(model.labels):
-        known = np.isfinite(truth[:, i])
-        ratio = np.abs(mean[known, i] - truth[known, i]) / error[known, i]
-        # one number per label: the share within one sigma becomes that of a Gaussian
-        model.error_scale.append(float(np.quantile(ratio, 0.6827)))
-        predicted = label.decode(mean[:, i])
-        results[label.name] = metrics.summary(
-            predicted,
-            data.labels[judge, i],
-            label.decode_error(mean[:, i], error[:, i]) * model.error_scale[i],
-        )
-    model.limits = {"large_error": 0.5}  # of the training labels' spread
-    kind = "validation" if judge is held else "train"
-    model.training |= {"judged_on": kind, "metrics": json.loads(json.dumps(results))}
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{key}": value for key, value in tensors.items()}
+
+
+def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+
+def _digest(config: TrainConfig, tables: list[str], data: Dataset) -> str:
+    """Digest of everything that decides about the weights."""
+    digest = hashlib.sha256(repr(config.to_json()).encode())
+    digest.update(repr([Path(table).name for table in tables]).encode())
+    for array in (data.labels, data.errors, data.table, data.row):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(data.part.astype("U10").tobytes())
+    return digest.hexdigest()
+
+
+class _explained:
+    """Turn running out of memory into one sentence."""
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+
+    def __enter__(self) -> None:
+        """Nothing to open."""
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
+        """Re-raise as `StellarError` with what to try."""
+        text = str(error).lower()
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+            isinstance(error, RuntimeError) and "allocate memory" in text
+        ):
+            raise StellarError(
+                f"out of memory with batch_size {self.config.batch_size}. Lower it, or "
+                "choose a narrower network (--set network.…)."
+            ) from None

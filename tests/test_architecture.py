@@ -13,17 +13,20 @@ PACKAGE = Path(__file__).parent.parent / "stellarcli"
 # other. A folder is one name: files within it may import each other.
 ORDER = """
 errors provenance
-spectrum labels
-catalog metrics novelty parallel
-preprocess
+spectrum labels devices
+catalog metrics novelty parallel losses augmentation
+preprocess settings
 surveys
 prepared
 inputs
-preparation dataset
+preparation
+dataset
 models
-checkpoint
-training prediction explanation comparison
-cluster
+checkpoint folding
+calibration figures
+curves
+training prediction explanation comparison simulation architectures
+sweep planning cluster
 cli
 __main__
 """

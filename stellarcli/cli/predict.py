@@ -77,21 +77,22 @@ def predict(
     if json and output == "-":
         raise UsageError("--json and -o - both want standard output; name a file.")
 
-    from stellarcli import inputs, parallel, prediction, provenance
+    from stellarcli import catalog, devices, inputs, parallel, prediction, provenance
 
-    found = inputs.expand(paths)
     run = prediction.Run(
         model=model,
-        device=prediction.choose_device(device),
+        device=devices.choose_device(device),
         precision=prediction.check_precision(precision),
         exposures=exposures,
         workers=parallel.check_workers(workers),
         shard=prediction.parse_shard(shard),
         resume=resume,
     )
-    with progress(len(found), "spectra", quiet) as bar:
+    catalog.check_output(output, overwrite or resume or shard is not None)
+    tasks = list(inputs.tasks(inputs.expand(paths, output), prediction.CHUNK))
+    with progress(sum(map(len, tasks)), "spectra", quiet) as bar:
         summary = prediction.predict(
-            found,
+            tasks,
             output,
             run,
             overwrite=overwrite,

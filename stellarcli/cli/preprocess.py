@@ -38,7 +38,8 @@ def preprocess(
         ),
     ] = None,
     radius: Annotated[
-        float, typer.Option(metavar="ARCSEC", help="Of the join on the sky.")
+        float,
+        typer.Option(metavar="ARCSEC", min=0, help="Of the join on the sky."),
     ] = 3.0,
     figure: Annotated[
         str | None,
@@ -84,10 +85,11 @@ def preprocess(
     target = catalog.check_output(output, overwrite, formats=("fits",))
     chosen = checkpoint.find_recipe(recipe)
     table = catalog.read(labels) if labels else None
-    found = inputs.expand(paths)
-    with progress(len(found), "spectra", quiet) as bar:
+    found = inputs.expand(paths, output)
+    tasks = list(inputs.tasks(found, preparation.CHUNK))
+    with progress(sum(map(len, tasks)), "spectra", quiet) as bar:
         summary = preparation.write_table(
-            found,
+            tasks,
             target,
             chosen,
             labels=table,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,21 +24,51 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> Any:
         """Run a command."""
+        _heed_signals()
+        _without_log()
         try:
             return super().invoke(ctx)
         except StellarError as error:
             say(f"stellar: {error}")
             logging.getLogger("stellarcli").error(str(error))
             raise typer.Exit(error.exit_status) from None
-        except KeyboardInterrupt:
-            say(
-                "stellar: interrupted; --resume goes on where there are finished parts."
-            )
-            raise typer.Exit(ExitStatus.INTERRUPTED) from None
+        except KeyboardInterrupt as error:
+            _ignore_signals()
+            say("stellar: interrupted; 'predict --resume' goes on with finished parts.")
+            number = error.number if isinstance(error, Ended) else signal.SIGINT
+            raise typer.Exit(128 + number) from None
         except BrokenPipeError:
             # the program behind the pipe has seen enough; keep Python from complaining
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ExitStatus.FAILED) from None
+
+
+class Ended(KeyboardInterrupt):
+    """The system wants the program to end: time is up, or the terminal is gone."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+def _end(number: int, frame: Any) -> None:
+    raise Ended(number)
+
+
+ENDS = [getattr(signal, name, signal.SIGTERM) for name in ("SIGTERM", "SIGHUP")]
+
+
+def _heed_signals() -> None:
+    """Let what ends a program end it as Ctrl-C does; ``nohup`` stays in force."""
+    for number in ENDS:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
+
+
+def _ignore_signals() -> None:
+    """Let nobody disturb the last words."""
+    for number in (signal.SIGINT, *ENDS):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def say(text: str) -> None:
@@ -44,8 +76,34 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def start_log(path: str | None, verbose: bool) -> None:
+class _Lines(logging.Formatter):
+    """Log records as JSON, one per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = getattr(record, "fields", {})
+        time = self.formatTime(record, "%Y-%m-%dT%H:%M:%S")
+        entry = {
+            "time": time,
+            "level": record.levelname,
+            "message": record.getMessage(),
+        }
+        return json.dumps(entry | fields, default=str)
+
+
+def log_fields(message: str, **values: Any) -> None:
+    """Log a message with named values; in a log of JSON lines these are keys."""
+    logging.getLogger("stellarcli").info(message, extra={"fields": values})
+
+
+def start_log(path: str | None, verbose: bool, lines: bool = False) -> None:
     """Send the library's log to a file, and to standard error if `verbose`.
+
+    Parameters
+    ----------
+    path : str or None
+    verbose : bool
+    lines : bool
+        Write the file as JSON lines.
 
     Raises
     ------
@@ -54,21 +112,40 @@ def start_log(path: str | None, verbose: bool) -> None:
     """
     from stellarcli.errors import UsageError
 
-    logger = logging.getLogger("stellarcli")
-    logger.setLevel(logging.INFO)
-    logger.handlers.clear()
-    logger.propagate = False
-    handlers: list[logging.Handler] = [logging.NullHandler()]
+    logger = _without_log()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     if verbose:
-        handlers.append(logging.StreamHandler())
+        _add_handler(logger, logging.StreamHandler(), plain)
     if path:
         try:
-            handlers.append(logging.FileHandler(path, encoding="utf-8"))
+            # names of files may hold any byte
+            handler = logging.FileHandler(
+                path, encoding="utf-8", errors="surrogateescape"
+            )
         except OSError as error:
-            raise UsageError(f"log '{path}': {error.strerror}.") from None
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(handler)
+            raise UsageError(
+                f"can't write the log '{path}': {error.strerror}; name another file."
+            ) from None
+        _add_handler(logger, handler, _Lines() if lines else plain)
+
+
+def _without_log() -> logging.Logger:
+    """Return the library's logger, mute and without an earlier command's files."""
+    logger = logging.getLogger("stellarcli")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.addHandler(logging.NullHandler())
+    return logger
+
+
+def _add_handler(
+    logger: logging.Logger, handler: logging.Handler, formatter: logging.Formatter
+) -> None:
+    handler.setFormatter(formatter)
+    logger.addHandler(handler)
 
 
 @contextmanager
@@ -84,18 +161,21 @@ def progress(total: int, unit: str, quiet: bool) -> Iterator[Any]:
 def report_reasons(
     reasons: Sequence[tuple[str, str]], log: str | None, quiet: bool
 ) -> None:
-    """Log every reason; show the first ones, by their real file names."""
+    """Log every reason; show each once with the first file that it concerns."""
     logger = logging.getLogger("stellarcli")
+    files: dict[str, list[str]] = {}
     for file, reason in reasons:
         logger.warning("%s: %s", file, reason)
+        files.setdefault(reason, []).append(file)
     if quiet:
         return
-    for file, reason in reasons[:SHOWN]:
-        say(f"  {printable(file)}: {reason}")
-    if len(reasons) > SHOWN:
-        rest = len(reasons) - SHOWN
-        where = f"see {log}" if log else "--log FILE lists all"
-        say(f"  … and {rest} more; {where}.")
+    for reason, concerned in list(files.items())[:SHOWN]:
+        more = f" (and {len(concerned) - 1} more)" if len(concerned) > 1 else ""
+        say(f"  {printable(concerned[0])}{more}: {reason}")
+    if len(files) > SHOWN:
+        say(f"  … and {len(files) - SHOWN} more reasons")
+    if not log and len(reasons) > min(len(files), SHOWN):
+        say("  --log FILE lists all files")
 
 
 def printable(name: str) -> str:
@@ -113,10 +193,12 @@ def command_line() -> list[str]:
     words = iter(sys.argv)
     kept = []
     for word in words:
-        name = word.partition("=")[0]
-        if name in with_value:
-            if "=" not in word:
-                next(words, None)
-        elif word not in neutral:
+        if word in with_value:
+            next(words, None)
+        elif not (
+            word in neutral
+            or word.partition("=")[0] in with_value
+            or word.startswith("-j")
+        ):
             kept.append(word)
     return kept

@@ -47,6 +47,8 @@ STEPS: dict[str, Callable[..., Batch]] = {
     "fold": _keep_flat,
 }
 
+ON_GRID = ("continuum", "pad", "fold")  # steps that take spectra on one grid only
+
 
 @dataclass(frozen=True)
 class Step:
@@ -56,7 +58,10 @@ class Step:
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse unknown steps and parameters, with the nearest valid name."""
+        """Refuse unknown steps and parameters, with the nearest valid name.
+
+        Missing parameters too, and grids that can't be made.
+        """
         if self.name not in STEPS:
             raise unknown("preprocessing step", self.name, STEPS)
         valid = _parameters(STEPS[self.name])
@@ -68,6 +73,11 @@ class Step:
         for key in self.parameters:
             if key not in valid:
                 raise unknown(f"parameter of step {self.name!r}", key, valid)
+        for key in _parameters(STEPS[self.name], required=True):
+            if key not in self.parameters:
+                raise UsageError(f"step {self.name!r} needs the parameter {key!r}.")
+        if self.name == "resample":
+            wavelength.join_grids(self.parameters["grids"])
 
     def __str__(self) -> str:
         """Return ``name(key=value, ...)``."""
@@ -75,11 +85,12 @@ class Step:
         return f"{self.name}({pairs})"
 
 
-def _parameters(function: Callable) -> list[str]:
+def _parameters(function: Callable, *, required: bool = False) -> list[str]:
     return [
         name
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
+        and (parameter.default is parameter.empty or not required)
     ]
 
 
@@ -95,6 +106,17 @@ class Recipe:
 
     name: str
     steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse steps that need a common grid before there is one."""
+        names = [step.name for step in self.steps]
+        early = names[: names.index("resample")] if "resample" in names else names
+        for name in early:
+            if name in ON_GRID:
+                raise UsageError(
+                    f"recipe {self.name!r}: step {name!r} needs spectra on a common "
+                    "grid; put 'resample' before it."
+                )
 
     def apply(self, batch: Batch) -> Batch:
         """Run all steps in order."""
@@ -197,7 +219,7 @@ RECIPES = {
             "bridge",
             "rest_frame",
             {"resample": {"grids": [{**LRS_START, "start": 3850.0, "pixels": 2816}]}},
-            {"continuum": {"method": "smooth", "width": 60.0}},
+            {"continuum": {"method": "smooth", "width": 100.0}},
             "clip",
         ],
         # SCA-Net: 4000-8095 Å, 4096 points, Lee et al. 2008, 64x64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,6 +57,18 @@ class Batch:
         """Return the segments of one spectrum."""
         return self.segments[row if len(self.segments) > 1 else 0]
 
+    def parts(self) -> Iterator[tuple[np.ndarray, slice]]:
+        """Yield rows and pixels that belong together: one segment of like spectra.
+
+        Spectra that share no grid may differ in their segments.
+        """
+        rows: dict[Segments, list[int]] = {}
+        for row in range(len(self)):
+            rows.setdefault(self.segments_of(row), []).append(row)
+        for segments, members in rows.items():
+            for start, stop in segments:
+                yield np.array(members), slice(start, stop)
+
     def rows(self, part: slice) -> Batch:
         """Return some of the spectra."""
         own = self.segments[part] if len(self.segments) > 1 else self.segments
@@ -79,7 +91,8 @@ class Batch:
         factor : ndarray, broadcasts against `flux`, optional
             What the noise was divided by, so that ``ivar`` becomes ivar·factor².
         """
-        ivar = self.ivar if factor is None else self.ivar * np.square(factor)
+        # not factor², which may be too small for float32 where ivar is large
+        ivar = self.ivar if factor is None else self.ivar * factor * factor
         return replace(
             self,
             flux=np.asarray(flux, dtype=np.float32),

@@ -11,6 +11,7 @@ from stellarcli.errors import UsageError
 from stellarcli.preprocess.batch import Batch
 from stellarcli.spectrum import PixelMask
 
+ROUNDING = 1e-5  # of the level; float32's digits are no scatter to clip at
 FLOOR = 1e-3  # of the spectrum's mean; a continuum below it is no continuum
 
 
@@ -69,18 +70,33 @@ def _clipped_fit(
         residual = (values - fit) * weight
         count = np.maximum(weight.sum(axis=1, keepdims=True), 1)
         sigma = np.sqrt(np.square(residual).sum(axis=1, keepdims=True) / count)
+        sigma = np.maximum(sigma, ROUNDING)
         residual = values - fit
         keep = good & (residual > -low * sigma) & (residual < high * sigma)
         # a fit needs a few pixels per coefficient; a hopeless row keeps its last one
         enough = keep.sum(axis=1, keepdims=True) > 4 * (degree + 1)
         weight = np.where(enough, keep, weight).astype(np.float32)
         fit = _solve(values, weight, basis, degree)
-    return fit * scale
+    return _hold_ends(fit * scale, good)
+
+
+def _hold_ends(fit: np.ndarray, good: np.ndarray) -> np.ndarray:
+    """Hold a fit beyond each row's first and last good pixel, as `resample` does.
+
+    A polynomial that runs on by itself turns its last digit into per cents.
+    """
+    last = fit.shape[1] - 1
+    ends = [good.argmax(axis=1), last - good[:, ::-1].argmax(axis=1)]
+    for row in np.flatnonzero((ends[0] > 0) | (ends[1] < last)):
+        left, right = ends[0][row], ends[1][row]
+        fit[row, :left] = fit[row, left]
+        fit[row, right:] = fit[row, right]
+    return fit
 
 
 def _chebyshev(pixels: int, degree: int) -> np.ndarray:
     x = np.linspace(-1, 1, pixels)
-    return np.polynomial.chebyshev.chebvander(x, degree).astype(np.float32)
+    return np.polynomial.chebyshev.chebvander(x, degree)
 
 
 def _solve(
@@ -89,10 +105,12 @@ def _solve(
     """Weighted least squares for all rows at once; returns the fitted values.
 
     T_i T_j = (T_{i+j} + T_{|i-j|}) / 2 turns the normal matrices into 2 degree + 1
-    moments of the weights: one matrix product instead of one per row.
+    moments of the weights: one matrix product instead of one per row. In double
+    precision: gaps make the matrices ill-conditioned, and the last digit would then
+    depend on the other rows.
     """
-    moments = (weight @ basis).astype(np.float64)  # (spectrum, 2 degree + 1)
-    right = ((weight * values) @ basis[:, : degree + 1]).astype(np.float64)
+    moments = weight @ basis  # (spectrum, 2 degree + 1)
+    right = (weight * values) @ basis[:, : degree + 1]
     order = np.arange(degree + 1)
     plus = order[:, None] + order
     minus = np.abs(order[:, None] - order)
@@ -100,10 +118,11 @@ def _solve(
     # a ridge far below the noise keeps empty or gappy rows solvable
     normal += np.eye(degree + 1) * (1e-6 * np.maximum(moments[:, :1, None], 1.0))
     coefficients = np.linalg.solve(normal, right[..., None])[..., 0]
-    return coefficients.astype(np.float32) @ basis[:, : degree + 1].T
+    shapes = basis[:, : degree + 1].T.astype(np.float32)
+    return coefficients.astype(np.float32) @ shapes
 
 
-def continuum_smooth(batch: Batch, *, width: float = 50.0) -> np.ndarray:
+def continuum_smooth(batch: Batch, *, width: float = 100.0) -> np.ndarray:
     """Smooth with a Gaussian, weighted by good pixels.
 
     As Ho et al. (2017, ApJ 836, 5, section 3.1) do for LAMOST: broad lines sink into
@@ -137,7 +156,7 @@ def continuum_smooth(batch: Batch, *, width: float = 50.0) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _smoothing(grid: bytes, width: float) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian smoothing by way of knots, a fifth of its width apart.
+    """Gaussian smoothing by way of knots, a quarter of its width apart.
 
     Parameters
     ----------
@@ -153,9 +172,10 @@ def _smoothing(grid: bytes, width: float) -> tuple[np.ndarray, np.ndarray]:
         Linear interpolation between the knots.
     """
     wavelength = np.frombuffer(grid)
-    count = max(3, int(np.ptp(wavelength) / (0.2 * width)) + 2)
+    count = max(3, int(np.ptp(wavelength) / (0.25 * width)) + 2)
     knots = np.linspace(wavelength[0], wavelength[-1], count)
     spread = np.exp(-0.5 * np.square((wavelength[:, None] - knots) / width))
+    spread[spread < 1e-6] = 0  # float32's denormal numbers would cost a factor 15
     gather = np.array([np.interp(wavelength, knots, row) for row in np.eye(count)])
     return spread.astype(np.float32), gather.astype(np.float32)
 
@@ -266,26 +286,26 @@ def scale_min_max(batch: Batch) -> Batch:
     """
     flux = np.zeros_like(batch.flux)
     factor = np.ones_like(batch.flux)
-    for start, stop in batch.segments_of(0):
-        part = slice(start, stop)
-        values, good = batch.flux[:, part], batch.good[:, part]
+    for rows, pixels in batch.parts():
+        part = np.ix_(rows, np.arange(pixels.start, pixels.stop))
+        values, good = batch.flux[part], batch.good[part]
         low = np.where(good, values, np.inf).min(axis=1, keepdims=True)
         high = np.where(good, values, -np.inf).max(axis=1, keepdims=True)
         low = np.where(np.isfinite(low), low, 0)
         contrast = np.where(np.isfinite(high) & (high > low), high - low, np.inf)
-        flux[:, part] = np.clip((values - low) / contrast, 0, 1)
-        factor[:, part] = np.where(np.isfinite(contrast), contrast, 0)
+        flux[part] = np.clip((values - low) / contrast, 0, 1)
+        factor[part] = np.where(np.isfinite(contrast), contrast, 0)
     return batch.with_flux(flux, factor)
 
 
 def scale_median(batch: Batch) -> Batch:
     """Divide each segment by the median of its good pixels (if that is positive)."""
     flux, factor = batch.flux.copy(), np.ones_like(batch.flux)
-    for start, stop in batch.segments_of(0):
-        part = slice(start, stop)
-        level = _level(batch.flux[:, part], batch.good[:, part])
-        flux[:, part] /= level
-        factor[:, part] = level
+    for rows, pixels in batch.parts():
+        part = np.ix_(rows, np.arange(pixels.start, pixels.stop))
+        level = _level(batch.flux[part], batch.good[part])
+        flux[part] /= level
+        factor[part] = level
     return batch.with_flux(flux, factor)
 
 

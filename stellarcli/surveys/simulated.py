@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -274,8 +275,8 @@ def check_ranges(ranges: Mapping[str, tuple[float, float]] | None) -> dict:
         least, most = LIMITS[name]
         if not least <= low <= high <= most:
             raise UsageError(
-                f"range {name}={low:g}:{high:g} can't be simulated: the emulator covers "
-                f"{name}={least:g}:{most:g}, lowest value first."
+                f"range {name}={low:g}:{high:g} can't be simulated; the emulator "
+                f"covers {name}={least:g}:{most:g}, lowest value first."
             )
         complete[name] = (float(low), float(high))
     return complete
@@ -288,8 +289,8 @@ def draw_labels(
 ) -> np.ndarray:
     """Draw stars from a broad version of the Hertzsprung–Russell diagram.
 
-    Dwarfs, turn-off stars and subgiants, giants, and a thin uniform floor over the whole
-    plausible region, so that a network trained on them isn't lost off the beaten track.
+    Dwarfs, turn-off stars and subgiants, giants, and a thin uniform floor over the
+    whole plausible region, so that a network trained on them isn't lost anywhere.
 
     Parameters
     ----------
@@ -412,7 +413,7 @@ def block_continuum(size: int, blocks: int = 40) -> tuple[np.ndarray, np.ndarray
     """
     bounds = np.linspace(0, size, blocks + 1).round().astype(int)
     average = np.zeros((size, blocks), dtype=np.float32)
-    for block, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for block, (start, stop) in enumerate(pairwise(bounds)):
         average[start:stop, block] = 1 / (stop - start)
     centers = (bounds[1:] + bounds[:-1] - 1) / 2
     rows = [np.interp(np.arange(size), centers, row) for row in np.eye(blocks)]
@@ -439,7 +440,7 @@ class Simulation:
     rv_error : ndarray, shape (spectrum,)
         Standard error of `rv_measured`, km/s.
     ebv : ndarray, shape (spectrum,)
-        E(B−V), mag.
+        Effective E(B−V), mag: negative where calibration made a star too blue.
     snr : dict of str to ndarray, shape (spectrum,)
         Median signal-to-noise ratio per pixel of bands u, g, r, i, z, as in a header.
     """
@@ -626,7 +627,7 @@ def _distortion(count: int, rng, arrays) -> np.ndarray:
 
 
 def noise_regressors(labels: np.ndarray, snr: np.ndarray) -> np.ndarray:
-    """What the shape of the noise depends on: colour and brightness, (spectrum, 5)."""
+    """Terms that the shape of the noise depends on: colour and S/N, (spectrum, 5)."""
     t = np.log10(np.clip(labels[:, 0], 4200, 11000) / 6000) / 0.1
     s = np.log10(np.clip(snr, 8, 600) / 50)
     return np.stack([np.ones_like(t), t, s, t * t, s * s], axis=1)
@@ -660,7 +661,7 @@ def _noise(shape: tuple[int, int], rng, arrays) -> np.ndarray:
 
 
 def _flux_level(target: np.ndarray, rng, arrays) -> np.ndarray:
-    """Counts at 5500 Å, correlated with S/N as in LAMOST."""
+    """Draw counts at 5500 Å, correlated with S/N as in LAMOST."""
     slope, offset, scatter = arrays["flux_level"]
     log_level = offset + slope * np.log10(target)
     return 10 ** (log_level + scatter * rng.normal(size=target.size)).astype(np.float32)
@@ -678,7 +679,8 @@ def _measure_snr(wavelength, flux, ivar) -> dict[str, np.ndarray]:
 def _bad_pixels(flux, ivar, rng, arrays) -> tuple[np.ndarray, np.ndarray]:
     """Put runs of bad pixels into `flux` and `ivar`; return ANDMASK and ORMASK.
 
-    Cosmic-ray hits of some pixels lose their IVAR; the core of some also loses its flux.
+    Runs of some pixels lose their IVAR; the cores of some also lose their flux. At the
+    red end of many files the flux is exactly 0 and the IVAR is not.
     """
     count, size = flux.shape
     andmask, ormask = np.zeros_like(flux), np.zeros_like(flux)
@@ -704,6 +706,8 @@ def _bad_pixels(flux, ivar, rng, arrays) -> tuple[np.ndarray, np.ndarray]:
             middle = start + length // 2
             flux[row, max(start, middle - 1) : middle + 1] = 0
             ormask[row, span] = 1
+    tail = _from_quantiles(arrays["zero_tail_quantiles"], rng.random(count)).astype(int)
+    flux[np.arange(size) >= size - tail[:, None]] = 0
     return andmask, ormask
 
 
@@ -734,7 +738,7 @@ def subclass(teff: float, logg: float = 4.5) -> str:
 
 
 TRUTH_COLUMNS = [
-    *(("file", "S44"), ("objid", "S12"), ("ra", "f8"), ("dec", "f8"), ("snr", "f8")),
+    *(("file", "S44"), ("objid", "S16"), ("ra", "f8"), ("dec", "f8"), ("snr", "f8")),
     *(("teff", "f8"), ("logg", "f8"), ("feh", "f8"), ("rv", "f8"), ("ebv", "f8")),
     ("subclass", "S4"),
 ]
@@ -820,7 +824,7 @@ def write_spectra(
 
 
 def gzip(content: bytes) -> bytes:
-    """Compress as gzip does, without a date, so that equal content gives equal files."""
+    """Compress as gzip does, without a date: equal content gives equal files."""
     packer = zlib.compressobj(1, zlib.DEFLATED, 31)
     return packer.compress(content) + packer.flush()
 
@@ -870,7 +874,7 @@ def _lrs_facts(seed: int, index: int, row: int, stars: Simulation, positions) ->
     teff, logg, feh = stars.labels[row]
     ra, dec = positions[row]
     # LAMOST's own numbers have nine digits; these can't be mistaken for them
-    obsid = 9_000_000_000 + (seed % 1000) * 1_000_000 + index % 1_000_000
+    obsid = 10**10 + seed * 10**6 + index
     z = stars.rv_measured[row] / SPEED_OF_LIGHT
     snr = {band: _header_snr(value[row]) for band, value in stars.snr.items()}
     kind = subclass(teff, logg)

@@ -1,17 +1,19 @@
 """Fit the spectral emulator that ``stellar fetch simulated`` ships.
 
-    python tests/benchmarks/fit_emulator.py ../shared/data -o stellarcli/data/emulator.npz
+    python tests/benchmarks/fit_emulator.py ../shared/data \
+        -o stellarcli/data/emulator.npz
 
-Reads the MILES interpolator (``emulator/miles_tgm.fits``; Prugniel et al. 2011, Sharma et
-al. 2016), the raw LAMOST DR10 spectra (``lamost-dr10/train.tar.xz``; ``--spectra`` names
-a folder where they are unpacked already) with their LASP labels, and, to report an error
-only, the MILES stars. Takes about five minutes on two cores.
+Reads the MILES interpolator (``emulator/miles_tgm.fits``; Prugniel et al. 2011, Sharma
+et al. 2016), the raw LAMOST DR10 spectra (``lamost-dr10/train.tar.xz``; ``--spectra``
+names a folder where they are unpacked already) with their LASP labels, and, to report
+an error only, the MILES stars. Takes about two minutes on one core.
 
-1. The interpolator, polynomials of the labels, is broadened to LAMOST's resolution as
-   measured on real spectra, converted from air to vacuum and put on LAMOST's pixels.
-2. Beyond 7410 Å, where it ends, log flux is a quadratic polynomial of the labels in each
-   pixel, by robust ridge regression on LAMOST spectra, with the labels held at the border
-   of what they cover and a Planck function for the rest.
+1. The interpolator, polynomials of the labels times a Planck function, is broadened to
+   LAMOST's resolution as measured on real spectra, converted from air to vacuum and put
+   on LAMOST's pixels.
+2. Beyond 7410 Å, where it ends, log flux is a quadratic polynomial of the labels in
+   each pixel, by robust ridge regression on LAMOST spectra; the labels are held at the
+   border of what those cover and a Planck function does the rest.
 3. Random plausible stars -> principal components of log flux -> a small network.
 4. Statistics of the same spectra that a simulation draws from: shapes of the noise, bad
    pixels, calibration errors, reddening, brightness.
@@ -23,12 +25,12 @@ multiple of 4: the test plans of the shipped models.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import tarfile
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import fitsio
@@ -36,6 +38,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d, median_filter
 
+from stellarcli.dataset import split_by_hash
 from stellarcli.surveys import simulated
 from stellarcli.surveys.simulated import LABEL_NAMES, SNR_BANDS
 
@@ -58,9 +61,13 @@ def to_vacuum(air: np.ndarray) -> np.ndarray:
     return air * index
 
 
-def is_held_out(plan: str) -> bool:
-    """Say whether a plan belongs to the test set of everything trained here."""
-    return int(hashlib.sha256(plan.strip().encode()).hexdigest(), 16) % 4 == 0
+def held_out(plans: np.ndarray) -> np.ndarray:
+    """Say which plans belong to the test set of everything trained here.
+
+    The same rule and settings as tests/benchmarks/default.yaml.
+    """
+    part = split_by_hash(np.char.strip(plans), test=0.25, validation=0.0, seed=1)
+    return part == "test"
 
 
 # --- the interpolator -----------------------------------------------------------------
@@ -120,7 +127,9 @@ def broaden(flux: np.ndarray, wavelength: np.ndarray, sigma, out: np.ndarray):
     """Convolve with a Gaussian of `sigma` Å (number, or function of Å) onto `out` Å."""
     fine = np.arange(wavelength[0], wavelength[-1], 0.15)
     flux = CubicSpline(wavelength, flux, axis=-1)(fine)
-    widths = np.array([0.5, 0.7, 0.9, 1.1, 1.3, 1.5, 1.7]) if callable(sigma) else [sigma]
+    widths = (
+        np.array([0.5, 0.7, 0.9, 1.1, 1.3, 1.5, 1.7]) if callable(sigma) else [sigma]
+    )
     layers = [
         CubicSpline(fine, gaussian_filter1d(flux, w / 0.15, axis=-1), axis=-1)(out)
         for w in widths
@@ -183,7 +192,7 @@ def _parabola_minimum(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def smooth_broadening(measured: np.ndarray):
-    """Return the broadening as a function of Å: a line per arm, robust to one window."""
+    """Return the broadening as a function of Å, robust to one odd window."""
     centers, widths = measured
     widths = np.clip(widths, 0.5, 1.7)
     smooth = median_filter(widths, 3, mode="nearest")
@@ -213,12 +222,13 @@ class RealSpectra:
         return RealSpectra(**{name: value[rows] for name, value in vars(self).items()})
 
     def rest_frame(self, rows, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Flux (cubic spline) and ivar (0 near bad pixels) at rest wavelengths `out`."""
+        """Flux (cubic spline) and ivar (0 near bad pixels) at rest, on `out`."""
         wavelength = log_grid()
         flux, ivar = np.empty((2, len(rows), out.size))
         for number, row in enumerate(rows):
             rest = wavelength / (1 + self.redshift[row])
-            bad = self.ivar[row] <= 0
+            # the last pixels of many files hold FLUX = 0 with a positive IVAR
+            bad = (self.ivar[row] <= 0) | (self.flux[row] == 0)
             filled = np.interp(wavelength, wavelength[~bad], self.flux[row][~bad])
             flux[number] = CubicSpline(rest, filled)(out)
             ivar[number] = np.interp(out, rest, self.ivar[row], left=0, right=0)
@@ -260,17 +270,18 @@ def _read_real(table: np.ndarray, folder: Path) -> RealSpectra:
         redshift=redshift,
         snr=snr,
         trusted=table["clean"] & table["consistent"],
-        held_out=np.array([is_held_out(plan) for plan in table["plan"]]),
+        held_out=held_out(np.asarray(table["plan"]).astype(str)),
         complete=(arrays[1][:, -40:] > 0).any(axis=1),
     )
 
 
 def block_log_ratio(real: RealSpectra, model: np.ndarray) -> np.ndarray:
     """Median log of observed over model flux in blocks of pixels; NaN without any."""
-    ratio = np.where(real.ivar > 0, real.flux / np.maximum(model, 1e-6), np.nan)
+    known = (real.ivar > 0) & (real.flux != 0)
+    ratio = np.where(known, real.flux / np.maximum(model, 1e-6), np.nan)
     bounds = np.linspace(0, SIZE, BLOCKS + 1).round().astype(int)
     medians = np.full((len(ratio), BLOCKS), np.nan)
-    for block, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for block, (start, stop) in enumerate(pairwise(bounds)):
         enough = np.isfinite(ratio[:, start:stop]).sum(axis=1) > 20
         medians[enough, block] = np.nanmedian(ratio[enough, start:stop], axis=1)
     return np.log(np.maximum(medians, 1e-3))
@@ -285,8 +296,10 @@ def block_centers() -> np.ndarray:
 def fit_reddening(log_ratio: np.ndarray, used: np.ndarray) -> np.ndarray:
     """E(B−V) and log scale of each spectrum from its block ratios, (spectrum, 2)."""
     wavelength = block_centers()
-    column = -0.4 * np.log(10) * (
-        simulated.extinction(wavelength) - simulated.extinction(5500.0)
+    column = (
+        -0.4
+        * np.log(10)
+        * (simulated.extinction(wavelength) - simulated.extinction(5500.0))
     )
     design = np.stack([column, np.ones(BLOCKS)], axis=1)
     result = np.empty((len(log_ratio), 2))
@@ -428,7 +441,9 @@ def ridge(terms, values, known, weights, penalty=3.0, rounds=6):
         fitted = terms @ coefficients
         off = values - fitted
         scatter = 1.4826 * np.median(abs(off), axis=0) + 1e-3
-        values = np.where(known, fitted + np.clip(off, -3 * scatter, 3 * scatter), fitted)
+        values = np.where(
+            known, fitted + np.clip(off, -3 * scatter, 3 * scatter), fitted
+        )
     return coefficients, inverse
 
 
@@ -438,7 +453,7 @@ def ridge(terms, values, known, weights, penalty=3.0, rounds=6):
 def sample_labels(
     count: int, rng: np.random.Generator, interpolator: Interpolator
 ) -> np.ndarray:
-    """Random plausible labels, denser at 4000–9000 K, where the interpolator is sane."""
+    """Random plausible labels where the interpolator is sane."""
     limits = np.array([simulated.LIMITS[name] for name in LABEL_NAMES])
     kept = np.empty((0, 3))
     while len(kept) < count:
@@ -499,7 +514,7 @@ def fit_network(inputs, targets, variance, width: int, epochs: int, seed: int):
     torch.set_num_threads(1)  # matrices this small lose time on more
     sizes = (inputs.shape[1], width, width, targets.shape[1])
     layers = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+    for before, after in pairwise(sizes):
         layers += [torch.nn.Linear(before, after), torch.nn.Tanh()]
     network = torch.nn.Sequential(*layers[:-1])
     x, y = (torch.tensor(a, dtype=torch.float32) for a in (inputs, targets))
@@ -582,8 +597,10 @@ def noise_shapes(real: RealSpectra, count: int = 16) -> dict[str, np.ndarray]:
     real, blocks = real[np.flatnonzero(usable)], blocks[usable]
     log_snr = np.empty((len(blocks), SIZE), dtype=np.float32)
     start, stop = np.searchsorted(log_grid(), SNR_BANDS["g"])
-    for row, (ivar, block) in enumerate(zip(real.ivar, blocks, strict=True)):
+    rows = zip(real.flux, real.ivar, blocks, strict=True)
+    for row, (flux, ivar, block) in enumerate(rows):
         good = ivar > 0
+        good[-_zero_tail(flux) or SIZE :] = False
         values = 0.5 * np.log(ivar[good]) + np.log(np.exp(block) @ expand)[good]
         log_snr[row] = median_filter(np.interp(pixels, pixels[good], values), 5)
         log_snr[row] -= np.median(log_snr[row, start:stop])
@@ -602,6 +619,11 @@ def noise_shapes(real: RealSpectra, count: int = 16) -> dict[str, np.ndarray]:
         "noise_regression": regression,
         "noise_scatter": np.linalg.cholesky(covariance).T,
     }
+
+
+def _zero_tail(flux: np.ndarray) -> int:
+    """Number of zeros at the red end."""
+    return int((flux[::-1] != 0).argmax())
 
 
 def noise_amplitude(real: RealSpectra) -> np.ndarray:
@@ -645,6 +667,9 @@ def bad_pixels(real: RealSpectra) -> dict[str, np.ndarray]:
         "bad_place_cdf": np.cumsum(places) / places.sum(),
         "bad_filled_rate": np.array(filled.mean()),
         "bad_mask_rate": np.array(masks),
+        "zero_tail_quantiles": np.percentile(
+            [_zero_tail(flux) for flux in real.flux], np.linspace(0, 99, 100)
+        ),
     }
 
 
@@ -682,7 +707,13 @@ def report(emulator, interpolator, red, real: RealSpectra, miles: Path, rng) -> 
     wanted, given = truth(labels, interpolator, red), np.log(emulator.spectrum(labels))
     blue = emulator.wavelength < RED_END
     off = np.sqrt(((given - wanted)[:, blue] ** 2).mean(axis=1))
-    for low, high in ((2900, 4000), (4000, 4550), (4550, 7000), (7000, 9000), (9000, 25000)):
+    for low, high in (
+        (2900, 4000),
+        (4000, 4550),
+        (4550, 7000),
+        (7000, 9000),
+        (9000, 25000),
+    ):
         inside = (labels[:, 0] >= low) & (labels[:, 0] < high)
         result["interpolator"][f"{low}-{high} K"] = np.percentile(off[inside], [50, 95])
     result["miles"] = _miles_residuals(emulator, interpolator, miles)
@@ -724,7 +755,10 @@ def _miles_residuals(emulator, interpolator, path: Path) -> dict:
         stars["flux"].astype(float), to_vacuum(air), interpolator.sigma, grid[inside]
     )
     result = {}
-    for name, model in (("emulator", emulator.spectrum), ("interpolator", interpolator)):
+    for name, model in (
+        ("emulator", emulator.spectrum),
+        ("interpolator", interpolator),
+    ):
         off = normalised(flux) / normalised(model(labels)[:, inside]) - 1
         scatter = 1.4826 * np.median(abs(off), axis=1)
         for low, high in ((2900, 4000), (4000, 4550), (4550, 7000), (7000, 25000)):

@@ -1,0 +1,327 @@
+"""What the networks of a paper weigh and cost, beside what it printed.
+
+Each row is one network, built alone and forgotten before the next, so that the biggest
+one decides how much memory is needed. Parameters and multiply-adds are counted on
+torch's meta device, without any memory.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from stellarcli import models
+from stellarcli.errors import unknown
+
+BATCH = 32
+PRECISIONS = ("float32", "bfloat16")
+ROUNDS, SECONDS = 5, 2.0  # timing ends after so many rounds, or so many seconds
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Published:
+    """One network of a paper's table.
+
+    Attributes
+    ----------
+    variant, conv : str
+        Its name in two columns; `conv` is empty where the paper has one kind only.
+    options : dict
+        Of the network, beside the defaults.
+    parameters, macs : int or None
+        As printed; multiply-adds of one spectrum.
+    live_parameters : int or None
+        Those that the published code uses.
+    latency_ms : float or None
+        Per spectrum, as printed.
+    """
+
+    variant: str
+    conv: str
+    options: dict[str, Any]
+    parameters: int | None = None
+    live_parameters: int | None = None
+    macs: int | None = None
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The networks of one paper.
+
+    Attributes
+    ----------
+    title : str
+    source : str
+        Where its figures were printed.
+    pixels, labels : int
+        Of the paper's experiment.
+    networks : tuple of Published
+    note : str
+        Why printed figures and ours differ.
+    """
+
+    title: str
+    source: str
+    pixels: int
+    labels: int
+    networks: tuple[Published, ...]
+    note: str = ""
+
+
+def _scanet(
+    variant: str, conv: str, parameters: float, live: float, macs: float, latency: float
+) -> Published:
+    """Row of table 2: millions of parameters, billions of multiply-adds, ms."""
+    return Published(
+        variant=variant,
+        conv=conv,
+        options={"variant": variant, "conv": conv},
+        parameters=round(parameters * 1e6),
+        live_parameters=round(live * 1e6),
+        macs=round(macs * 1e9),
+        latency_ms=latency,
+    )
+
+
+ARCHITECTURES = {
+    "scanet": Architecture(
+        title="SCA-Net",
+        source="Zhang et al. 2026, table 2 (latency on an RTX 2080 Ti)",
+        pixels=4096,
+        labels=3,
+        networks=(
+            _scanet("MMMM", "mbconv", 61.867, 61.867, 4.738, 1.779),
+            _scanet("MMMM", "standard", 789.196, 793.196, 57.826, 4.660),
+            _scanet("MMMT", "mbconv", 83.319, 66.524, 7.013, 2.231),
+            _scanet("MMMT", "standard", 628.581, 611.786, 57.085, 4.769),
+            _scanet("MMTT", "mbconv", 114.239, 68.020, 4.523, 1.840),
+            _scanet("MMTT", "standard", 166.526, 120.307, 22.609, 2.664),
+            _scanet("MTTT", "mbconv", 118.738, 69.359, 1.876, 1.418),
+            _scanet("MTTT", "standard", 122.218, 72.840, 7.294, 1.648),
+            _scanet("TTTT", "mbconv", 119.555, 69.912, 0.967, 1.334),
+        ),
+        note=(
+            "The published code holds a second feed-forward layer in each Transformer "
+            "block that it never uses; its live parameters leave that out. Its "
+            "Transformer stages pool 4x instead of 2x and apply attention and "
+            "feed-forward twice, hence other multiply-adds wherever there is a T. It "
+            "prints 789.196 M for the standard M-M-M-M and builds 793.196 M. It fuses "
+            "three stages at 256 channels, the paper's text and this program four at "
+            "192."
+        ),
+    ),
+}
+
+
+def get(name: str) -> Architecture:
+    """Return the published networks of an architecture.
+
+    Raises
+    ------
+    UsageError
+        If `name` isn't in `ARCHITECTURES`.
+    """
+    if name not in ARCHITECTURES:
+        raise unknown("architecture", name, ARCHITECTURES)
+    return ARCHITECTURES[name]
+
+
+def table(
+    name: str = "scanet",
+    *,
+    latency: bool = True,
+    device: str = "cpu",
+    batch: int = BATCH,
+    precision: str = "float32",
+    progress: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Count, and time, all networks of an architecture.
+
+    Parameters
+    ----------
+    name : str
+        Key of `ARCHITECTURES`.
+    latency : bool
+        Time them, too; this takes as much memory as the biggest network.
+    device : str
+        To time them on.
+    batch : int
+        Spectra in one forward pass.
+    precision : {'float32', 'bfloat16'}
+        Of the networks' trunks while timed.
+    progress : callable
+        Told of each row as it is finished.
+
+    Returns
+    -------
+    list of dict
+        With ``name, variant, conv, parameters, macs, latency_ms`` and, as printed,
+        ``published_parameters, live_parameters, published_macs,
+        published_latency_ms``. Numbers are int and float, or None.
+
+    Raises
+    ------
+    UsageError
+        If the architecture or the precision is unknown.
+    """
+    architecture = get(name)
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    rows = []
+    for published in architecture.networks:
+        parameters, macs = count(name, published)
+        milliseconds = None
+        if latency:
+            milliseconds = _latency(name, published, device, batch, precision)
+        rows.append(
+            {
+                "name": name,
+                "variant": published.variant,
+                "conv": published.conv,
+                "parameters": parameters,
+                "macs": macs,
+                "latency_ms": milliseconds,
+                "published_parameters": published.parameters,
+                "live_parameters": published.live_parameters,
+                "published_macs": published.macs,
+                "published_latency_ms": published.latency_ms,
+            }
+        )
+        progress(rows[-1])
+    return rows
+
+
+def _build(name: str, published: Published) -> nn.Module:
+    architecture = get(name)
+    return models.build(
+        name,
+        pixels=architecture.pixels,
+        labels=architecture.labels,
+        **published.options,
+    )
+
+
+def count(name: str, published: Published) -> tuple[int, int]:
+    """Count parameters, and multiply-adds of one spectrum, without memory.
+
+    Parameters
+    ----------
+    name : str
+        Key of `ARCHITECTURES`.
+    published : Published
+
+    Returns
+    -------
+    parameters, macs : int
+    """
+    with torch.device("meta"):
+        network = _build(name, published)
+        macs = models.count_multiply_adds(network, get(name).pixels)
+    return sum(p.numel() for p in network.parameters()), macs
+
+
+def _latency(
+    name: str, published: Published, device: str, batch: int, precision: str
+) -> float:
+    """Milliseconds per spectrum of a network that was made ready for inference."""
+    with torch.device(device):
+        network = _build(name, published).eval()
+        flux = torch.ones(batch, get(name).pixels)
+    if hasattr(network, "fuse"):
+        network.fuse()
+    if precision == "bfloat16":
+        network.trunk.to(torch.bfloat16)
+    return 1000 * seconds(network, flux) / batch
+
+
+@torch.inference_mode()
+def seconds(network: nn.Module, flux: torch.Tensor) -> float:
+    """Median time of a forward pass, after one that isn't counted.
+
+    Parameters
+    ----------
+    network : nn.Module
+    flux : Tensor, shape (spectrum, pixel)
+
+    Returns
+    -------
+    float
+        Seconds for the whole batch, what runs on a GPU included.
+    """
+    times: list[float] = []
+    _timed(network, flux)
+    while len(times) < ROUNDS and sum(times) < SECONDS:
+        times.append(_timed(network, flux))
+    return statistics.median(times)
+
+
+def _timed(network: nn.Module, flux: torch.Tensor) -> float:
+    start = time.perf_counter()
+    network(flux, torch.ones_like(flux))
+    if flux.is_cuda:
+        torch.cuda.synchronize(flux.device)
+    return time.perf_counter() - start
+
+
+# ------------------------------------------------------------------------ plain text
+
+# heading, key, unit, format; a column without any value is left out
+COLUMNS: tuple[tuple[str, str, float, str], ...] = (
+    ("parameters", "parameters", 1e6, "{:.3f} M"),
+    ("live in the published code", "live_parameters", 1e6, "{:.3f} M"),
+    ("published", "published_parameters", 1e6, "{:.3f} M"),
+    ("multiply-adds", "macs", 1e9, "{:.3f} G"),
+    ("published", "published_macs", 1e9, "{:.3f} G"),
+    ("latency", "latency_ms", 1.0, "{:.3f} ms"),
+    ("published", "published_latency_ms", 1.0, "{:.3f} ms"),
+)
+
+
+def to_text(rows: Sequence[Row]) -> str:
+    """Lay rows out as plain text, with the source of the figures and the note.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Of `table`.
+
+    Returns
+    -------
+    str
+        Lines of equal columns.
+    """
+    import textwrap
+
+    architecture = get(rows[0]["name"])
+    shown = [c for c in COLUMNS if any(row[c[1]] is not None for row in rows)]
+    cells = [["network", *(heading for heading, *_ in shown)]]
+    for row in rows:
+        values = [
+            "–" if row[key] is None else form.format(row[key] / unit)
+            for _, key, unit, form in shown
+        ]
+        cells.append([_label(row), *values])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if n else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    ]
+    source = f"{architecture.title}; published: {architecture.source}."
+    notes = textwrap.fill(architecture.note, 88)
+    return "\n".join([*lines, "", source, notes]).rstrip()
+
+
+def _label(row: Row) -> str:
+    return f"{row['variant']} ({row['conv']})" if row["conv"] else row["variant"]

@@ -1,0 +1,144 @@
+"""What a trained model learns about itself: errors, limits, unlike spectra."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from stellarcli import metrics, novelty
+from stellarcli.checkpoint import Model
+from stellarcli.dataset import Dataset
+
+log = logging.getLogger(__name__)
+
+BATCH = 256  # spectra evaluated together
+ENOUGH = 50  # validation rows to judge by; below, training rows do, optimistic as it is
+LARGE_ERROR = 0.5  # of the training labels' spread: the spectrum says little
+HARMLESS = 0.1  # change by bfloat16 over predicted error
+
+
+@torch.no_grad()
+def predict_encoded(
+    network: nn.Module, data: Dataset, index: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and log variance in model units, each (spectrum, label)."""
+    network.eval()
+    device = next(network.parameters()).device
+    outputs = []
+    for start in range(0, len(index), BATCH):
+        spectra = data.spectra(index[start : start + BATCH])
+        inputs = [torch.from_numpy(array).to(device) for array in spectra]
+        outputs.append([values.float().cpu().numpy() for values in network(*inputs)])
+    mean, log_variance = zip(*outputs, strict=True)
+    return np.concatenate(mean), np.concatenate(log_variance)
+
+
+def combine(
+    means: list[np.ndarray], log_variances: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of an equal mixture of Gaussians.
+
+    σ² = mean(σᵢ² + μᵢ²) − μ² (RDN, eq. 10; Lakshminarayanan et al. 2017,
+    arXiv:1612.01474), written so that large means don't cancel.
+    """
+    stack = np.stack(means)
+    mean = stack.mean(axis=0)
+    variance = np.exp(np.stack(log_variances)).mean(axis=0)
+    return mean, variance + np.square(stack - mean).mean(axis=0)
+
+
+def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
+    """Fill a model's error scale, limits, novelty statistics and metrics.
+
+    Parameters
+    ----------
+    model : Model
+        Changed in place.
+    networks : list of nn.Module
+        Members of the ensemble, on the CPU, as they will be stored.
+    data : Dataset
+        Its validation rows judge; without enough of them its training rows.
+    """
+    index = data.index("train")
+    sample = np.sort(np.random.default_rng(0).permutation(index)[: novelty.ROWS])
+    held = data.index("validation")
+    judge = held if held.size >= ENOUGH else sample
+    unlike = novelty.fit(*data.spectra(sample))
+    novelty.calibrate(unlike, novelty.score(*data.spectra(judge), unlike))
+    model.state |= {f"novelty.{key}": value for key, value in unlike.items()}
+    mean, variance = _ensemble(networks, data, judge)
+    error = np.sqrt(variance)
+    model.error_scale = _error_scale(model, mean, error, data.labels[judge])
+    model.limits = {
+        "large_error": LARGE_ERROR,
+        "bfloat16_safe": _bfloat16_safe(networks, data, judge, mean, error),
+    }
+    model.training |= {
+        "judged_on": "validation" if judge is held else "train",
+        "metrics": _metrics(model, mean, error, data.labels[judge]),
+    }
+    test = data.index("test")
+    if test.size:
+        mean, variance = _ensemble(networks, data, test)
+        model.training["test_metrics"] = _metrics(
+            model, mean, np.sqrt(variance), data.labels[test]
+        )
+
+
+def _ensemble(
+    networks: list[nn.Module], data: Dataset, index: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of the ensemble, in model units."""
+    outputs = [predict_encoded(network, data, index) for network in networks]
+    return combine(*map(list, zip(*outputs, strict=True)))
+
+
+def _error_scale(
+    model: Model, mean: np.ndarray, error: np.ndarray, truth: np.ndarray
+) -> list[float]:
+    """One factor per label, which brings 68.27 % of the rows within one sigma."""
+    scales = []
+    for i, label in enumerate(model.labels):
+        residual = np.abs(mean[:, i] - label.encode(truth[:, i]))
+        ratio = (residual / error[:, i])[np.isfinite(residual)]
+        scales.append(float(np.quantile(ratio, metrics.WITHIN[1])))
+    return scales
+
+
+def _metrics(
+    model: Model, mean: np.ndarray, error: np.ndarray, truth: np.ndarray
+) -> dict[str, Any]:
+    results = {
+        label.name: metrics.summary(
+            label.decode(mean[:, i]),
+            truth[:, i],
+            label.decode_error(mean[:, i], error[:, i]) * model.error_scale[i],
+        )
+        for i, label in enumerate(model.labels)
+    }
+    return json.loads(json.dumps(results))
+
+
+def _bfloat16_safe(
+    networks: list[nn.Module],
+    data: Dataset,
+    index: np.ndarray,
+    mean: np.ndarray,
+    error: np.ndarray,
+) -> bool:
+    """Say whether bfloat16 moves each label by less than a tenth of its error."""
+    means = []
+    for network in networks:
+        reduced = copy.deepcopy(network)
+        reduced.trunk.to(torch.bfloat16)
+        means.append(predict_encoded(reduced, data, index)[0])
+    moved = (np.mean(means, axis=0) - mean) / error
+    typical = np.sqrt(np.square(moved).mean(axis=0))
+    log.info("bfloat16 moves labels by %s of their errors", typical.round(3).tolist())
+    return bool((typical < HARMLESS).all())

@@ -1,0 +1,255 @@
+"""Settings of a training run: defaults, presets, YAML files, ``key=value``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from stellarcli.augmentation import Augmentation
+from stellarcli.errors import UsageError, unknown
+from stellarcli.losses import LOSSES
+
+OPTIMIZERS = ("adamw", "adam")
+SCHEDULES = ("cosine", "restarts", "constant")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+# What a paper did, by architecture; `--preset paper`. Figures from SYSTEMS.md.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {
+        "scanet": {
+            "loss": "mae",
+            "epochs": 80,
+            "batch_size": 32,
+            "learning_rate": 1e-4,
+            "optimizer": "adamw",
+            "schedule": "constant",
+            "warmup": 0.0,
+            "average": 0.0,
+            "validation": 0.1,
+        },
+    },
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides about a training run.
+
+    Read from YAML, overridden by options, saved resolved in the model file.
+    """
+
+    # what
+    model: str = "resnet1d"  # key of MODELS
+    network: dict[str, Any] = field(default_factory=dict)  # options of the network
+    target: tuple[str, ...] = ("teff", "logg", "feh")  # label columns
+    init: str | None = None  # model whose weights and label scaling to start from
+    freeze: tuple[str, ...] = ()  # parts of the network to keep as they are: trunk
+    # data
+    select: str | None = None  # rows to use, "snrg > 10 and clean"
+    group: str | None = None  # column that keeps rows together, such as plan
+    split: str | None = None  # column that says train, validation, test
+    test: float = 0.0  # fraction of groups never used
+    validation: float = 0.1  # fraction of groups for calibration and the choice of runs
+    folds: int = 0  # k of a k-fold cross-validation; the test part is one fold
+    fold: int = 0  # which one, from 0
+    label_errors: bool = False  # use columns <label>_err in the loss
+    # learning
+    loss: str = "nll"  # key of LOSSES
+    label_weights: tuple[float, ...] = ()  # per label, in the loss; 1 by default
+    epochs: int = 30
+    batch_size: int = 64
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    restart_epochs: int = 20  # length of a cycle of schedule restarts
+    warmup: float = 0.03  # fraction of all steps with a rising learning rate
+    clip: float = 1.0  # largest norm of the gradient; 0 for no limit
+    average: float = 0.998  # decay of the running mean of the weights; 0 for none
+    patience: int = 0  # epochs without improvement before stopping; 0 for all epochs
+    members: int = 1  # networks of the ensemble, seeds seed, seed + 1, …
+    seed: int = 1  # of the split, the weights and the order
+    repeat: int = 0  # another draw of weights and order on the same split
+    # augmentation, see Augmentation
+    noise: float = 0.0
+    velocity: float = 0.0
+    distortion: float = 0.0
+    hide: float = 0.0
+    # computing
+    device: str = "auto"
+    precision: str = "auto"  # float32, bfloat16, or auto: bfloat16 where it is fast
+    half: bool = True  # store weights as float16
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't be."""
+        for name, valid in (
+            ("loss", LOSSES),
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+        ):
+            if getattr(self, name) not in valid:
+                raise unknown(name, getattr(self, name), valid)
+        for name in ("epochs", "batch_size", "learning_rate", "members"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} must be positive, not {getattr(self, name)}.")
+        if not 0 <= self.test + self.validation < 1:
+            raise UsageError(
+                f"test ({self.test}) and validation ({self.validation}) must leave "
+                "something to train on: their sum is between 0 and 1."
+            )
+        if self.folds and not 0 <= self.fold < self.folds:
+            raise UsageError(f"fold {self.fold} isn't one of {self.folds}, from 0.")
+        if self.label_weights and len(self.label_weights) != len(self.target):
+            raise UsageError(
+                f"{len(self.label_weights)} label_weights for {len(self.target)} labels"
+            )
+
+    @property
+    def network_seed(self) -> int:
+        """Seed of the first network's weights and order."""
+        return self.seed + 1000 * self.repeat
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The settings of augmentation."""
+        return Augmentation(self.noise, self.velocity, self.distortion, self.hide)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a model file."""
+        return asdict(self)
+
+    @classmethod
+    def resolve(cls, *sources: dict[str, Any]) -> TrainConfig:
+        """Merge settings, later ones win.
+
+        Raises
+        ------
+        UsageError
+            If a key is unknown (names the nearest) or a value has the wrong type.
+        """
+        merged: dict[str, Any] = {}
+        valid = {f.name: f for f in fields(cls)}
+        for source in sources:
+            for key, value in source.items():
+                head, _, tail = key.partition(".")
+                if head not in valid or (tail and head != "network"):
+                    raise unknown("training setting", key, valid)
+                if tail:
+                    merged["network"] = {**merged.get("network", {}), tail: value}
+                else:
+                    merged[head] = _convert(str(valid[head].type), head, value)
+        return cls(**merged)
+
+
+def _convert(kind: str, name: str, value: Any) -> Any:
+    """Bring a YAML or command-line value to the type of its field."""
+    try:
+        if kind.startswith("tuple"):
+            items = value.split(",") if isinstance(value, str) else value
+            number = "float" in kind
+            if isinstance(items, int | float):
+                items = [items]
+            return tuple(float(i) if number else str(i).strip() for i in items)
+        if kind.startswith("dict") and isinstance(value, dict):
+            return value
+        if "None" in kind:
+            return None if value is None else str(value)
+        if kind == "bool" and isinstance(value, bool):
+            return value
+        if kind == "int" and not isinstance(value, bool):
+            if float(value) == int(float(value)):
+                return int(float(value))
+        elif kind == "float" and not isinstance(value, bool):
+            return float(value)
+        elif kind == "str" and isinstance(value, str):
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise UsageError(f"training setting {name!r} must be {kind}, not {value!r}.")
+
+
+def preset(name: str, model: str) -> dict[str, Any]:
+    """Return the settings of a preset for an architecture.
+
+    Raises
+    ------
+    UsageError
+        If there is no such preset.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    if model not in PRESETS[name]:
+        raise unknown(f"architecture of preset {name!r}", model, PRESETS[name])
+    return {"model": model, **PRESETS[name][model]}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read settings from a YAML file.
+
+    Raises
+    ------
+    UsageError
+        If it can't be read or isn't a mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise UsageError(f"configuration '{path}': {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"configuration '{path}' is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"configuration '{path}' must be a mapping of settings.")
+    return values
+
+
+def parse_pairs(pairs: list[str]) -> dict[str, Any]:
+    """Read ``key=value`` settings; values as YAML, so that ``[1, 2]`` is a list.
+
+    Raises
+    ------
+    UsageError
+        If one has no ``=`` or isn't YAML.
+    """
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes KEY=VALUE, not {pair!r}.")
+        values[key.strip()] = _value(pair, text)
+    return values
+
+
+def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
+    """Read ``key=value,value,…``: the values that a grid search runs through.
+
+    Raises
+    ------
+    UsageError
+        If one has no ``=`` or isn't YAML.
+    """
+    grid = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not text:
+            raise UsageError(f"--grid takes KEY=VALUE,VALUE, not {pair!r}.")
+        grid[key.strip()] = [_value(pair, item) for item in text.split(",")]
+    return grid
+
+
+def _value(pair: str, text: str) -> Any:
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"{pair}: the value is not YAML.") from None
+    if isinstance(value, str):
+        try:  # YAML takes 1e-3 for text
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,182 @@
+"""Many trainings from one configuration: repeats, folds, grid searches."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stellarcli import catalog, checkpoint
+from stellarcli.catalog import Table
+from stellarcli.errors import UsageError
+from stellarcli.settings import TrainConfig
+from stellarcli.training import Progress, train
+
+METRICS = ("n", "mae", "rmse", "bias")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a sweep.
+
+    Attributes
+    ----------
+    tag : str
+        Part of the file name, such as ``seed2`` or ``fold0-learning_rate0.001``.
+    config : TrainConfig
+    varied : dict
+        What distinguishes this run.
+    """
+
+    tag: str
+    config: TrainConfig
+    varied: dict[str, Any]
+
+
+def plan(
+    config: TrainConfig,
+    *,
+    seeds: int = 1,
+    grid: dict[str, list[Any]] | None = None,
+) -> list[Run]:
+    """List the runs of a sweep: every point of the grid, every fold, every seed.
+
+    The split depends on the first seed alone: repeats differ in weights and order.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        With `folds` for cross-validation.
+    seeds : int
+    grid : dict of lists, optional
+        Settings and their values.
+    """
+    if seeds < 1:
+        raise UsageError(f"--seeds must be at least 1, not {seeds}.")
+    grid = grid or {}
+    folds = range(config.folds) if config.folds else [None]
+    runs = []
+    for values in itertools.product(*grid.values()):
+        for fold, repeat in itertools.product(folds, range(seeds)):
+            varied = dict(zip(grid, values, strict=True))
+            if fold is not None:
+                varied["fold"] = fold
+            if seeds > 1:
+                varied["repeat"] = repeat
+            settings = {k: v for k, v in varied.items() if k != "repeat"}
+            made = TrainConfig.resolve(config.to_json(), settings)
+            made = replace(made, repeat=repeat)
+            tag = "-".join(f"{k.split('.')[-1]}{v}" for k, v in varied.items())
+            runs.append(Run(tag, made, varied))
+    return runs
+
+
+def run(
+    runs: list[Run],
+    tables: list[str],
+    output: Path,
+    *,
+    catalogue: Table | None,
+    resume: bool,
+    report: Callable[[Run, Progress], None],
+    provenance: dict[str, Any],
+) -> Table:
+    """Train all runs; the best one becomes `output`, a table lists the outcomes.
+
+    Each run has its own model file, ``<output stem>.<tag>.safetensors``. With `resume`,
+    finished ones are kept.
+
+    Returns
+    -------
+    Table
+        One row per run: what was varied, then MAE, RMSE, bias per label on the
+        validation and, where there is one, the test part.
+    """
+    outcomes = []
+    for item in runs:
+        path = output.with_name(f"{output.stem}.{item.tag}.safetensors")
+        if resume and path.exists():
+            model = checkpoint.load(str(path))
+        else:
+            model = train(
+                tables,
+                path,
+                item.config,
+                catalogue=catalogue,
+                resume=resume,
+                report=lambda progress, item=item: report(item, progress),
+                provenance=provenance,
+            )
+        outcomes.append((item, model, path))
+    best = min(outcomes, key=lambda outcome: _merit(outcome[1]))
+    shutil.copyfile(best[2], output)
+    table = _table(outcomes)
+    catalog.write(output.with_suffix(".runs.csv"), table, overwrite=True)
+    return Table(table, name=str(output.with_suffix(".runs.csv")))
+
+
+def _merit(model: checkpoint.Model) -> float:
+    """Mean over labels of validation MAE in model units; never looks at the test."""
+    return float(
+        np.mean(
+            [
+                model.training["metrics"][label.name]["mae"]
+                / (label.trained[1] - label.trained[0])
+                for label in model.labels
+            ]
+        )
+    )
+
+
+def _table(outcomes: list[tuple]) -> np.ndarray:
+    rows = [dict(_columns(item, model, path)) for item, model, path in outcomes]
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    table = np.empty(len(rows), [(n, c.dtype) for n, c in columns.items()])
+    for name, values in columns.items():
+        table[name] = values
+    return table
+
+
+def _columns(item: Run, model: checkpoint.Model, path: Path) -> Iterator[tuple]:
+    yield "model", path.name
+    yield from item.varied.items()
+    for kind in ("metrics", "test_metrics"):
+        prefix = "test_" if kind == "test_metrics" else ""
+        for label, values in model.training.get(kind, {}).items():
+            for metric in METRICS:
+                yield f"{prefix}{label}_{metric}", values[metric]
+
+
+def average(table: np.ndarray, by: list[str]) -> dict[tuple, dict[str, tuple]]:
+    """Mean and standard deviation over repeats of every figure.
+
+    Parameters
+    ----------
+    table : structured ndarray
+        Of `run`.
+    by : list of str
+        Columns that tell different experiments apart.
+
+    Returns
+    -------
+    dict
+        By the values of `by`: figure to (mean, standard deviation).
+    """
+    keys = [tuple(str(row[name]) for name in by) for row in table]
+    figures = [n for n in table.dtype.names if n.rpartition("_")[2] in METRICS]
+    found = {}
+    for key in dict.fromkeys(keys):
+        rows = table[[k == key for k in keys]]
+        found[key] = {
+            name: (
+                float(rows[name].mean()),
+                float(rows[name].std(ddof=1)) if len(rows) > 1 else 0.0,
+            )
+            for name in figures
+        }
+    return found

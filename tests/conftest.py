@@ -1,0 +1,170 @@
+"""What several test files share: tiny spectra, a tiny model, the program itself."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import surveyfiles
+
+ROOT = Path(__file__).parent.parent
+# the grid of surveyfiles.grid(), a little less on both sides
+RECIPE = [
+    "bridge",
+    "rest_frame",
+    {
+        "resample": {
+            "grids": [{"kind": "log10", "start": 4910.0, "step": 1e-4, "pixels": 384}]
+        }
+    },
+    {"continuum": {"method": "smooth", "width": 100.0}},
+    "clip",
+]
+
+
+@dataclass
+class Done:
+    """What a finished command left: exit status, standard output and error."""
+
+    status: int
+    out: bytes
+    err: str
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+def model_of(folder, **changes):
+    """Write a small model file, untrained but with everything a model has."""
+    import torch
+    from stellarcli import checkpoint, labels, models, novelty, preparation
+    from stellarcli.inputs import Task
+    from stellarcli.preprocess import Recipe
+
+    recipe = Recipe.from_steps("tiny", RECIPE)
+    stars = [
+        str(surveyfiles.lamost_image(folder / f"star{n}.fits", flux=flux, ivar=ivar))
+        for n in range(80)
+        for flux, ivar in [surveyfiles.star(surveyfiles.grid(), 30.0, seed=n)]
+    ]
+    batch = preparation.run(Task(paths=tuple(stars)), recipe).batch
+    unlike = novelty.fit(batch.flux[:40], batch.ivar[:40])
+    novelty.calibrate(
+        unlike, 1.5 * novelty.score(batch.flux[40:], batch.ivar[40:], unlike)
+    )
+    config = {"widths": [4, 8], "blocks": [1, 1], "stem": 16, "hidden": 8}
+    torch.manual_seed(1)
+    network = models.build("resnet1d", pixels=384, labels=3, **config)
+    state = {f"member0.{k}": v.numpy() for k, v in network.state_dict().items()}
+    state |= {f"novelty.{k}": v for k, v in unlike.items()}
+    ranges = {"teff": (4000, 7000), "logg": (1, 5), "feh": (-2, 0.5)}
+    fields = {
+        "name": "tiny",
+        "architecture": "resnet1d",
+        "config": config,
+        "pixels": 384,
+        "labels": [
+            labels.get(n).fitted(np.linspace(*r, 9)) for n, r in ranges.items()
+        ],
+        "recipe": recipe,
+        "wavelength": recipe.wavelength,
+        "error_scale": [1.0, 1.0, 1.0],
+        "limits": {"large_error": 50.0},
+        "state": state,
+    }
+    model = checkpoint.Model(**(fields | changes))
+    checkpoint.save(model, folder / "tiny.safetensors")
+    return folder / "tiny.safetensors"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """Path of a small model file."""
+    return str(model_of(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def changed_model(tmp_path, model):
+    """Write a variant of the small model: fields of `checkpoint.Model` by name."""
+    from dataclasses import replace
+
+    from stellarcli import checkpoint
+
+    def write(name="changed", **changes):
+        path = tmp_path / f"{name}.safetensors"
+        checkpoint.save(replace(checkpoint.load(model), **changes), path)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Work in an empty directory, at a fixed date."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    return tmp_path
+
+
+@pytest.fixture
+def stars(here):
+    """Five readable spectra of different stars in the working directory."""
+    names = [f"star-{n}.fits" for n in range(5)]
+    for n, name in enumerate(names):
+        flux, ivar = surveyfiles.star(surveyfiles.grid(), 30.0, 90.0 + n, seed=100 + n)
+        surveyfiles.lamost_image(name, flux=flux, ivar=ivar, OBSID=1000 + n)
+    return names
+
+
+@pytest.fixture
+def stellar(monkeypatch):
+    """Run ``stellar`` in this process, one worker unless told otherwise."""
+    from stellarcli.cli import app
+    from typer.testing import CliRunner
+
+    def run(*arguments, stdin=None):
+        words = [str(a) for a in arguments]
+        if words[0] in ("predict", "preprocess") and "--workers" not in words:
+            words += ["--workers", "1"]
+        monkeypatch.setattr(sys, "argv", ["stellar", *words])
+        result = CliRunner().invoke(app, words, input=stdin, prog_name="stellar")
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Done(result.exit_code, result.stdout_bytes, result.stderr)
+
+    return run
+
+
+def program(*arguments, before=""):
+    """Command line and options of `subprocess` for the program itself.
+
+    `before` is Python code that changes it, such as ``prediction.PART = 1``.
+    """
+    code = (
+        "import sys\nfrom stellarcli import prediction, preparation\n"
+        f"{before}\nsys.argv[0] = 'stellar'\n"
+        "from stellarcli.__main__ import main\nmain()"
+    )
+    start = ["-c", code] if before else ["-m", "stellarcli"]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return [sys.executable, *start, *map(str, arguments)], environment
+
+
+@pytest.fixture
+def process():
+    """Run ``stellar`` in a process of its own."""
+
+    def run(*arguments, before="", **options):
+        words, environment = program(*arguments, before=before)
+        done = subprocess.run(
+            words, env=environment, capture_output=True, timeout=100, **options
+        )
+        return Done(done.returncode, done.stdout, done.stderr.decode())
+
+    return run
