@@ -32,6 +32,11 @@ class Augmentation:
     distortion: float = 0.0
     hide: float = 0.0
 
+    @property
+    def any(self) -> bool:
+        """Whether spectra are varied at all."""
+        return bool(self.noise or self.velocity or self.distortion or self.hide)
+
     def __call__(
         self,
         flux: Tensor,
@@ -58,10 +63,11 @@ class Augmentation:
         draw = _Draws(flux.shape, generator, part)
         flux, ivar = flux[part], ivar[part]
         if self.velocity:
-            flux = _shift(flux, draw.normal() * self.velocity)
+            flux, ivar = _shift(flux, ivar, draw.normal() * self.velocity)
         if self.distortion:
             factor = torch.exp(_smooth(draw, flux.shape[1]) * self.distortion)
-            flux, ivar = flux * factor, ivar / factor.square()
+            flux = torch.where(ivar > 0, flux * factor, flux)
+            ivar = ivar / factor.square()
         if self.noise:
             factor = (draw.uniform() * 2 - 1).clamp_min(0) * self.noise
             sigma = torch.where(ivar > 0, ivar.clamp_min(1e-8).rsqrt(), 0)
@@ -89,11 +95,24 @@ class _Draws:
         return torch.randn(self.count, width, generator=self.generator)[self.part]
 
 
-def _shift(flux: Tensor, pixels: Tensor) -> Tensor:
-    """Shift by a fraction of a pixel, linearly interpolated, at most one pixel."""
-    share = pixels.abs().clamp_max(1)
-    left, right = torch.roll(flux, 1, 1), torch.roll(flux, -1, 1)
-    return (1 - share) * flux + share * torch.where(pixels > 0, left, right)
+def _shift(flux: Tensor, ivar: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift redwards by a number of pixels, linearly interpolated.
+
+    Neighbours become correlated, hence the variance is interpolated like the flux. A
+    pixel of which one part is masked is masked; beyond the ends the last one repeats.
+    """
+    width = flux.shape[1]
+    whole = torch.floor(pixels)
+    share = pixels - whole
+    right = (torch.arange(width) - whole.long()).clamp(0, width - 1)
+    left = (right - 1).clamp_min(0)
+
+    def mixed(values: Tensor) -> Tensor:
+        a, b = values.gather(1, left), values.gather(1, right)
+        return torch.where(share == 0, b, share * a + (1 - share) * b)
+
+    variance = mixed(1 / ivar)  # infinite where masked
+    return mixed(flux), torch.where(torch.isfinite(variance), 1 / variance, 0)
 
 
 def _smooth(draw: _Draws, pixels: int) -> Tensor:

@@ -31,7 +31,7 @@ def predict_encoded(
     network.eval()
     device = next(network.parameters()).device
     outputs = []
-    for start in range(0, len(index), BATCH):
+    for start in range(0, max(1, len(index)), BATCH):
         spectra = data.spectra(index[start : start + BATCH])
         inputs = [torch.from_numpy(array).to(device) for array in spectra]
         outputs.append([values.float().cpu().numpy() for values in network(*inputs)])
@@ -61,16 +61,16 @@ def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
     model : Model
         Changed in place.
     networks : list of nn.Module
-        Members of the ensemble, on the CPU, as they will be stored.
+        Members of the ensemble, with the weights as they will be stored.
     data : Dataset
         Its validation rows judge; without enough of them its training rows.
     """
-    index = data.index("train")
-    sample = np.sort(np.random.default_rng(0).permutation(index)[: novelty.ROWS])
+    most = novelty.rows(model.pixels)
+    sample = _some(data.index("train"), most)
     held = data.index("validation")
     judge = held if held.size >= ENOUGH else sample
     unlike = novelty.fit(*data.spectra(sample))
-    novelty.calibrate(unlike, novelty.score(*data.spectra(judge), unlike))
+    novelty.calibrate(unlike, _scores(data, _some(judge, most), unlike))
     model.state |= {f"novelty.{key}": value for key, value in unlike.items()}
     mean, variance = _ensemble(networks, data, judge)
     error = np.sqrt(variance)
@@ -91,6 +91,17 @@ def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
         )
 
 
+def _some(index: np.ndarray, most: int) -> np.ndarray:
+    """Return at most so many spectra, drawn at random, in order."""
+    return np.sort(np.random.default_rng(0).permutation(index)[:most])
+
+
+def _scores(data: Dataset, index: np.ndarray, unlike: dict) -> np.ndarray:
+    """Score spectra for novelty, some at a time; (spectrum, 2)."""
+    pieces = [index[start : start + BATCH] for start in range(0, len(index), BATCH)]
+    return np.concatenate([novelty.score(*data.spectra(i), unlike) for i in pieces])
+
+
 def _ensemble(
     networks: list[nn.Module], data: Dataset, index: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +118,8 @@ def _error_scale(
     for i, label in enumerate(model.labels):
         residual = np.abs(mean[:, i] - label.encode(truth[:, i]))
         ratio = (residual / error[:, i])[np.isfinite(residual)]
-        scales.append(float(np.quantile(ratio, metrics.WITHIN[1])))
+        known = ratio.size and np.quantile(ratio, metrics.WITHIN[1])
+        scales.append(float(known) or 1.0)
     return scales
 
 

@@ -1010,70 +1010,109 @@ def match(
     -------
     Match
     """
-    index = np.full(len(left), -1, dtype=np.int64)
-    how = np.full(len(left), "", dtype="U5")
-    duplicates = 0
-    for way in by or WAYS:
-        for found, repeated in WAYS[way](left, right, radius):
-            new = (index < 0) & (found >= 0)
-            index[new], how[new] = found[new], way
-            duplicates = max(duplicates, repeated)
-    return Match(index, how, duplicates)
+    return Matcher(right, radius)(left, by)
 
 
+class Matcher:
+    """`match` with one table on the right, for many on the left.
+
+    What is known of the right one (sorted identifiers, directions) is kept, so that a
+    catalogue of millions of rows can be matched chunk by chunk.
+
+    Parameters
+    ----------
+    right : structured ndarray
+    radius : float
+        Of the search on the sky, arcsec.
+    """
+
+    def __init__(self, right: np.ndarray, radius: float = 3.0):
+        self.right = right
+        self.radius = radius
+        self._keys: dict[str, Keys] = {}
+        self._sky: tuple | None = None
+
+    def __call__(self, left: np.ndarray, by: Sequence[str] | None = None) -> Match:
+        """Find the row on the right of every row on the left, as `match` does."""
+        index = np.full(len(left), -1, dtype=np.int64)
+        how = np.full(len(left), "", dtype="U5")
+        duplicates = 0
+        for way in by or WAYS:
+            for found, repeated in WAYS[way](left, self):
+                new = (index < 0) & (found >= 0)
+                index[new], how[new] = found[new], way
+                duplicates = max(duplicates, repeated)
+        return Match(index, how, duplicates)
+
+    def keys(self, name: str, spell: Callable[[np.ndarray], np.ndarray]) -> Keys:
+        """Spelled, sorted keys of a column on the right."""
+        if name not in self._keys:
+            spelled = spell(self.right[name])
+            unique, first = np.unique(spelled, return_index=True)
+            repeated = np.count_nonzero(spelled != b"") - np.count_nonzero(
+                unique != b""
+            )
+            self._keys[name] = unique, first, int(repeated)
+        return self._keys[name]
+
+    def sky(self) -> tuple:
+        """Tree of the directions on the right (None without any), and their rows."""
+        from scipy.spatial import cKDTree
+
+        if self._sky is None:
+            vectors, rows = _unit_vectors(self.right)
+            self._sky = cKDTree(vectors) if len(rows) else None, rows
+        return self._sky
+
+
+Keys = tuple[np.ndarray, np.ndarray, int]  # unique keys, first row of each, duplicates
 Found = tuple[np.ndarray, int]  # row on the right or -1, shape (left row,); duplicates
 
 
-def _by_objid(left: np.ndarray, right: np.ndarray, radius: float) -> Iterator[Found]:
+def _by_objid(left: np.ndarray, matcher: Matcher) -> Iterator[Found]:
     names = [
-        (find(left, a), find(right, b))
+        (find(left, a), find(matcher.right, b))
         for a, b in [(name, name) for name in IDENTIFIERS]
         + [("objid", name) for name in IDENTIFIERS[1:]]
         + [(name, "objid") for name in IDENTIFIERS[1:]]
     ]
     for a, b in names:
         if a and b:
-            yield _equal(_identifiers(left[a]), _identifiers(right[b]))
+            yield _equal(_identifiers(left[a]), matcher.keys(b, _identifiers))
 
 
-def _by_file(left: np.ndarray, right: np.ndarray, radius: float) -> Iterator[Found]:
-    a, b = find(left, *FILES), find(right, *FILES)
+def _by_file(left: np.ndarray, matcher: Matcher) -> Iterator[Found]:
+    a, b = find(left, *FILES), find(matcher.right, *FILES)
     if a and b:
-        yield _equal(_file_names(left[a]), _file_names(right[b]))
+        yield _equal(_file_names(left[a]), matcher.keys(b, _file_names))
 
 
-def _by_sky(left: np.ndarray, right: np.ndarray, radius: float) -> Iterator[Found]:
-    from scipy.spatial import cKDTree
-
-    if not (_has_position(left) and _has_position(right)):
+def _by_sky(left: np.ndarray, matcher: Matcher) -> Iterator[Found]:
+    if not (_has_position(left) and _has_position(matcher.right)):
         return
-    left_vectors, left_rows = _unit_vectors(left)
-    right_vectors, right_rows = _unit_vectors(right)
+    vectors, rows = _unit_vectors(left)
+    tree, right_rows = matcher.sky()
     index = np.full(len(left), -1, dtype=np.int64)
-    if len(left_rows) and len(right_rows):
-        chord = 2 * np.sin(np.deg2rad(radius / 3600) / 2)
-        tree = cKDTree(right_vectors)
+    if len(rows) and tree is not None:
+        chord = 2 * np.sin(np.deg2rad(matcher.radius / 3600) / 2)
         # an ulp more than the radius: the bound itself is excluded
-        distance, nearest = tree.query(
-            left_vectors, distance_upper_bound=chord * 1.000001
-        )
+        distance, nearest = tree.query(vectors, distance_upper_bound=chord * 1.000001)
         near = np.isfinite(distance)
-        index[left_rows[near]] = right_rows[nearest[near]]
+        index[rows[near]] = right_rows[nearest[near]]
     yield index, 0
 
 
 WAYS = {"objid": _by_objid, "file": _by_file, "sky": _by_sky}
 
 
-def _equal(left: np.ndarray, right: np.ndarray) -> Found:
+def _equal(left: np.ndarray, right: Keys) -> Found:
     """Match keys; empty ones match nothing."""
-    unique, first = np.unique(right, return_index=True)
-    duplicates = np.count_nonzero(right != b"") - np.count_nonzero(unique != b"")
+    unique, first, duplicates = right
     if not unique.size:
         return np.full(len(left), -1, dtype=np.int64), 0
     place = np.minimum(np.searchsorted(unique, left), unique.size - 1)
     same = (unique[place] == left) & (left != b"")
-    return np.where(same, first[place], -1), int(duplicates)
+    return np.where(same, first[place], -1), duplicates
 
 
 def _identifiers(values: np.ndarray) -> np.ndarray:

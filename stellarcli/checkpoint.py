@@ -2,13 +2,14 @@
 
 A ``.safetensors`` file. Tensors are named ``<member>.<parameter>``, so that an ensemble
 is one file; statistics of the training spectra are ``novelty.<name>``. The metadata
-entry ``stellar`` is JSON with the fields of `Model`, and ``sha256`` guards the tensors.
+entry ``stellar`` is JSON with the fields of `Model`; its ``sha256`` guards all of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stellarcli import models, preprocess
+from stellarcli import catalog, models, preprocess
 from stellarcli.errors import ModelFileError, UsageError, unknown
 from stellarcli.labels import Label
 from stellarcli.preprocess import Recipe
@@ -96,23 +97,25 @@ class Model:
 
         networks = []
         for member in self.members:
-            network = models.build(
-                self.architecture,
-                pixels=self.pixels,
-                labels=len(self.labels),
-                **self.config,
-            )
             weights = {
                 # a copy: safetensors' arrays may be read-only
                 key: torch.from_numpy(value.copy())
                 for key, value in self.part(member).items()
             }
             try:
+                network = models.build(
+                    self.architecture,
+                    pixels=self.pixels,
+                    labels=len(self.labels),
+                    **self.config,
+                )
                 network.load_state_dict(weights)
-            except RuntimeError as error:
+            except (RuntimeError, TypeError, UsageError) as error:
                 detail = " ".join(str(error).split())
                 raise ModelFileError(
-                    f"model {self.name!r} doesn't fit its architecture: {detail}"
+                    f"model {self.name!r} doesn't fit the architecture "
+                    f"{self.architecture!r} of this program: {detail} Copy the file "
+                    "again, or install the version that made it."
                 ) from None
             networks.append(network.eval())
         if not networks:
@@ -158,18 +161,24 @@ def save(model: Model, path: Path, *, half: bool = False) -> None:
         "training": model.training,
         "provenance": model.provenance,
     }
-    metadata = {"stellar": json.dumps(values), "sha256": _digest(state)}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(to_bytes(state, metadata=metadata))
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"can't write model '{path}': {error.strerror}.") from None
+    values["sha256"] = _digest(state, json.dumps(values))
+    # one entry: safetensors writes several in any order, and equal models should be
+    # equal files
+    metadata = {"stellar": json.dumps(values)}
+    name = str(path)
+    with (
+        catalog.temporary_name(name) as temporary,
+        catalog.explained(name, temporary),
+    ):
+        with open(temporary, "wb") as file:
+            file.write(to_bytes(state, metadata=metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, name)
 
 
-def _digest(state: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _digest(state: dict[str, np.ndarray], text: str = "") -> str:
+    digest = hashlib.sha256(text.encode())
     for key in sorted(state):
         digest.update(f"{key} {state[key].dtype} {state[key].shape}".encode())
         digest.update(state[key].tobytes())
@@ -190,10 +199,10 @@ def find(name: str) -> Path:
     UsageError
         If there is neither.
     """
-    if Path(name).is_file():
-        return Path(name)
     if name in shipped():
         return shipped()[name]
+    if Path(name).is_file():
+        return Path(name)
     if Path(name).suffix == ".safetensors" or "/" in name:
         raise UsageError(
             f"model file '{name}' doesn't exist. Give a file that 'stellar train' "
@@ -232,31 +241,47 @@ def load(name: str) -> Model:
         state = from_bytes(content)
         size = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        values = json.loads(metadata.get("stellar", "{}"))
     except OSError as error:
-        raise ModelFileError(f"model '{path}': {error.strerror}.") from None
+        raise ModelFileError(
+            f"can't read model '{path}': {error.strerror}; check the file's rights."
+        ) from None
     except (SafetensorError, ValueError) as error:
         raise ModelFileError(
             f"'{path}' is damaged or no model file ({error}). Copy it again, or train "
             "it again with 'stellar train'."
         ) from None
-    if "stellar" not in metadata:
+    if not values:
         raise ModelFileError(
-            f"'{path}' is a safetensors file but not one of 'stellar train'."
+            f"'{path}' is a safetensors file but not one of 'stellar train', which "
+            "alone has labels and recipe in it."
         )
-    if _digest(state) != metadata.get("sha256"):
+    _check_version(path, values)
+    found = values.pop("sha256", "")
+    if found != _digest(state, json.dumps(values)) and not (
+        # files of the first days have a checksum of the tensors only
+        not found and metadata.get("sha256") == _digest(state)
+    ):
         raise ModelFileError(
             f"'{path}' is damaged: its checksum doesn't match. Copy it again."
         )
-    return _parse(path, json.loads(metadata["stellar"]), state, content)
+    return _parse(path, values, state, content)
 
 
-def _parse(path: Path, values: dict, state: dict, content: bytes) -> Model:
-    version = values.get("format")
-    if not isinstance(version, int) or version > FORMAT:
+def _check_version(path: Path, values: Any) -> None:
+    version = values.get("format") if isinstance(values, dict) else None
+    if not isinstance(version, int):
+        raise ModelFileError(
+            f"'{path}' is damaged: it has no format version. Copy it again."
+        )
+    if version > FORMAT:
         raise ModelFileError(
             f"'{path}' has format version {version}; this program reads up to {FORMAT}."
             " Install a newer stellarcli."
         )
+
+
+def _parse(path: Path, values: dict, state: dict, content: bytes) -> Model:
     try:
         recipe = Recipe.from_json(json.dumps(values["recipe"]))
         return Model(
@@ -275,6 +300,10 @@ def _parse(path: Path, values: dict, state: dict, content: bytes) -> Model:
             sha256=hashlib.sha256(content).hexdigest(),
         )
     except KeyError as error:
-        raise ModelFileError(f"'{path}' lacks the entry {error}.") from None
-    except (TypeError, ValueError, UsageError) as error:
-        raise ModelFileError(f"'{path}' can't be used: {error}") from None
+        raise ModelFileError(
+            f"'{path}' lacks the entry {error}; train it again with this version."
+        ) from None
+    except (AttributeError, TypeError, ValueError, UsageError) as error:
+        raise ModelFileError(
+            f"'{path}' can't be used by this version: {error}"
+        ) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stellarcli import catalog, preparation
+from stellarcli import catalog
 from stellarcli.errors import UsageError, unknown
 from stellarcli.prepared import PreparedTable, recipe_difference
 from stellarcli.settings import TrainConfig
@@ -35,8 +35,6 @@ _COMBINE = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
-    ast.BitAnd: operator.and_,
-    ast.BitOr: operator.or_,
 }
 
 
@@ -47,7 +45,7 @@ def select(expression: str, column: Callable[[str], np.ndarray]) -> np.ndarray:
     ----------
     expression : str
         Comparisons of columns, numbers and 'strings', joined by and, or, not, with
-        + - * / & | and parentheses. A bare column is true where it isn't zero.
+        + - * / and parentheses. A bare column is true where it isn't zero.
     column : callable
         Returns the column of a name.
 
@@ -58,7 +56,8 @@ def select(expression: str, column: Callable[[str], np.ndarray]) -> np.ndarray:
     Raises
     ------
     UsageError
-        If the expression can't be parsed or uses anything else.
+        If the expression can't be parsed, uses anything else, or compares text with
+        numbers.
     """
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
@@ -97,7 +96,14 @@ def select(expression: str, column: Callable[[str], np.ndarray]) -> np.ndarray:
             "columns, numbers, comparisons, and, or, not."
         )
 
-    return np.asarray(value(tree)).astype(bool)
+    try:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(value(tree)).astype(bool)
+    except (TypeError, ValueError):  # NumPy's, for text beside numbers
+        raise UsageError(
+            f"selection {expression!r} mixes text and numbers; write text in quotes, "
+            "and compare it with columns of text only."
+        ) from None
 
 
 def split_by_hash(
@@ -205,6 +211,8 @@ class Dataset:
 
     def spectra(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read flux and ivar of some spectra, float32, each (spectrum, pixel)."""
+        if len(self.tables) == 1:
+            return self.tables[0].spectra(self.row[index])
         shape = (len(index), self.tables[0].pixels)
         flux = np.empty(shape, dtype=np.float32)
         ivar = np.empty(shape, dtype=np.float32)
@@ -222,14 +230,16 @@ def load(
 ) -> Dataset:
     """Open prepared tables, select rows and split them.
 
+    Rows without a good pixel, or without any label, are left out.
+
     Parameters
     ----------
     paths : sequence of str
     config : TrainConfig
         Target, selection and split.
     catalogue : Table, optional
-        Columns that the tables lack: labels, groups, what the selection needs. Joined
-        by identifier, file or sky.
+        Columns beyond those of the tables: labels, groups, what the selection needs.
+        Joined by identifier, file or sky.
 
     Raises
     ------
@@ -238,113 +248,232 @@ def load(
         both sides of the split.
     """
     tables = [PreparedTable(path) for path in paths]
-    for table in tables[1:]:
+    _check_alike(tables)
+    matcher = catalog.Matcher(catalogue.rows, JOIN_RADIUS) if catalogue else None
+    pieces = [
+        _piece(number, _Columns(table, catalogue, matcher), config)
+        for number, table in enumerate(tables)
+    ]
+    columns = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
+    if not columns["row"].size:
+        raise _nothing_left(config)
+    star = same_star(columns["objid"], columns.pop("ra"), columns.pop("dec"))
+    part = _parts(columns.pop("group"), columns.pop("split"), star, config)
+    data = Dataset(tables=tables, star=star, part=part, **columns)
+    data = _separated(data)
+    if not data.index("train").size:
+        raise _nothing_left(config)
+    if config.folds and not data.index("test").size:
+        raise UsageError(
+            f"fold {config.fold} of {config.folds} has no row: there are too few "
+            f"groups. Give fewer --folds, or another --seed."
+        )
+    return data
+
+
+def _check_alike(tables: list[PreparedTable]) -> None:
+    """Refuse tables that can't feed one network."""
+    for table in tables:
+        if table.wavelength is None:
+            raise UsageError(
+                f"the spectra of '{table.path}' have a wavelength grid each, and a "
+                "network needs a common one; prepare them with a recipe that resamples."
+            )
         if difference := recipe_difference(table.recipe, tables[0].recipe):
             raise UsageError(
                 f"'{table.path}' was prepared differently from '{tables[0].path}': "
                 f"{difference}. Prepare both with the same --recipe."
             )
-    pieces = [
-        _piece(number, _Columns(table, catalogue), config)
-        for number, table in enumerate(tables)
-    ]
-    *columns, ra, dec = map(np.concatenate, zip(*pieces, strict=True))
-    data = Dataset(tables, *columns, star=same_star(columns[4], ra, dec))
-    data = _separated(data, config)
-    _check(data, config.select)
-    return data
+
+
+def _nothing_left(config: TrainConfig) -> UsageError:
+    return UsageError(
+        "no spectrum is left to train on"
+        + (f" after selecting {config.select!r}" if config.select else "")
+        + "; check the selection, the label columns and the split."
+    )
 
 
 class _Columns:
     """Scalar columns of a prepared table, and of a catalogue joined to it."""
 
-    def __init__(self, table: PreparedTable, catalogue: catalog.Table | None):
-        self.table = table
-        self.joined: dict[str, np.ndarray] = {}
-        if catalogue is not None:
-            rows, matched = preparation.join(table.rows(), catalogue, JOIN_RADIUS)
-            if not matched:
+    def __init__(
+        self,
+        table: PreparedTable,
+        catalogue: catalog.Table | None,
+        matcher: catalog.Matcher | None,
+    ):
+        self.table, self.catalogue = table, catalogue
+        if matcher is not None:
+            self.found = matcher(table.rows()).index
+            if not (self.found >= 0).any():
                 raise UsageError(
                     f"no row of {catalogue.name} belongs to a spectrum of "
                     f"'{table.path}': neither identifiers, file names nor positions "
                     "agree."
                 )
-            self.joined = {name.lower(): rows[name] for name in rows.dtype.names}
 
     def __call__(self, name: str) -> np.ndarray:
         """Return a column; that of the catalogue where both have it."""
-        values = self.joined.get(f"{name.lower()}_label")
-        if values is None:
-            values = self.joined.get(name.lower())
-        if values is None:
+        key = self.catalogue.find(name) if self.catalogue else None
+        if key is not None:
+            return self._joined(key)
+        if not self.has(name):
+            valid = [*self.table.names]
+            where = f"'{self.table.path}'"
+            if self.catalogue:
+                valid += self.catalogue.rows.dtype.names
+                where += f" or {self.catalogue.name}"
+            raise unknown(f"column of {where}", name, dict.fromkeys(valid))
+        return self.table.column(name)
+
+    def _joined(self, key: str) -> np.ndarray:
+        """Values of the matching rows; NaN, empty text or False without one."""
+        values = self.catalogue.rows[key]
+        if values.ndim > 1 or values.dtype.kind not in "fiubSU":
+            raise UsageError(
+                f"column {key!r} of {self.catalogue.name} isn't one value per spectrum."
+            )
+        taken = values[np.maximum(self.found, 0)]
+        if taken.dtype.kind == "S":
+            taken = np.char.strip(np.char.decode(taken, "ascii", "replace"))
+        elif taken.dtype.kind in "iu":
+            taken = taken.astype(np.float64)
+        missing = {"f": np.nan, "U": "", "b": False}[taken.dtype.kind]
+        return np.where(self.found >= 0, taken, missing)
+
+    def own(self, name: str, missing: object) -> np.ndarray:
+        """Return a column of the table itself, or one value where there is none."""
+        if self.has(name):
             return self.table.column(name)
-        return np.char.decode(values, "ascii") if values.dtype.kind == "S" else values
+        return np.full(len(self.table), missing)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """Return a column as float64.
+
+        Raises
+        ------
+        UsageError
+            If it is text.
+        """
+        values = self(name)
+        if values.dtype.kind not in "fiub" or values.ndim > 1:
+            raise UsageError(
+                f"column {name!r} of '{self.table.path}' isn't one number per spectrum."
+            )
+        return values.astype(np.float64)
 
     def has(self, name: str) -> bool:
-        """Say whether there is such a column."""
-        own = {column.lower() for column in self.table.names}
-        return name.lower() in own | set(self.joined)
+        """Say whether the table has a column."""
+        return name.lower() in {column.lower() for column in self.table.names}
 
 
-def _piece(number: int, column: _Columns, config: TrainConfig) -> tuple:
-    """Return the selected rows of one table: `Dataset`'s fields, then the position."""
+def _piece(number: int, column: _Columns, config: TrainConfig) -> dict[str, np.ndarray]:
+    """Return the selected rows of one table: columns of `Dataset`, position, group."""
     size = len(column.table)
-    labels = np.stack([column(n).astype(float) for n in config.target], axis=1)
+    labels = np.stack([column.numbers(name) for name in config.target], axis=1)
     keep = np.isfinite(labels).any(axis=1)
+    keep &= column.own("flag", 0).astype(int) & int(catalog.FAILED) == 0
     if config.select:
         keep &= select(config.select, column)
+    row = np.flatnonzero(keep)
+    objid = column.own("objid", "").astype(str)
+    position = {name: column.own(name, np.nan).astype(float) for name in SKY}
+    values = {
+        "labels": labels,
+        "errors": _errors(labels, column, config),
+        "objid": objid,
+        **position,
+        "group": _names(column, objid, config.group),
+        "split": column(config.split).astype(str)
+        if config.split
+        else np.full(size, ""),
+    }
+    chosen = {name: array[row] for name, array in values.items()}
+    return {"table": np.full(row.size, number), "row": row, **chosen}
+
+
+def _errors(labels: np.ndarray, column: _Columns, config: TrainConfig) -> np.ndarray:
+    """Return the errors of the labels, the median where unknown; 0 without any."""
     errors = np.zeros_like(labels)
     if config.label_errors:
         for i, name in enumerate(config.target):
-            errors[:, i] = np.nan_to_num(column(f"{name}_err").astype(float))
-    row = np.flatnonzero(keep)
-    part = _part(column, config) if size else np.zeros(0, dtype="U10")
-    return (
-        np.full(row.size, number),
-        row,
-        labels[row],
-        part[row],
-        column("objid")[row].astype(str),
-        errors[row],
-        *(column(n)[row] if column.has(n) else np.full(row.size, np.nan) for n in SKY),
-    )
+            found = column.numbers(f"{name}_err")
+            known = np.isfinite(found) & (found > 0)
+            typical = np.median(found[known]) if known.any() else 0.0
+            errors[:, i] = np.where(known, found, typical)
+    return errors
 
 
-def _part(column: _Columns, config: TrainConfig) -> np.ndarray:
-    groups = column(config.group or "objid")
+def _names(column: _Columns, objid: np.ndarray, group: str | None) -> np.ndarray:
+    """Name of every row's group; rows without one are a group of their own."""
+    file = column.own("file", "").astype(str)
+    rows = np.arange(len(objid)).astype(str)
+    own = np.where(file != "", file, np.char.add("row ", rows))
+    own = np.where(objid != "", objid, own)
+    if group is None:
+        return own
+    names = column(group).astype(str)
+    return np.where((names != "") & (names != "nan"), names, own)
+
+
+def _parts(
+    group: np.ndarray, given: np.ndarray, star: np.ndarray, config: TrainConfig
+) -> np.ndarray:
+    """Part of every row, from a column or from the names of groups."""
+    if config.group is None:
+        group = _smallest(group, star)
     options = {"validation": config.validation, "seed": config.seed}
     if config.split is None:
         return split_by_hash(
-            groups, test=config.test, folds=config.folds, fold=config.fold, **options
+            group, test=config.test, folds=config.folds, fold=config.fold, **options
         )
-    part = np.char.lower(column(config.split).astype(str))
+    part = np.char.strip(np.char.lower(given))
     for value in np.unique(part):
         if value not in PARTS:
             raise unknown(f"value of split column '{config.split}'", str(value), PARTS)
+    _refuse_leaks(part, star, group, config.split)
     if config.validation > 0 and not (part == "validation").any():
-        inner = split_by_hash(groups, test=0.0, **options)
+        inner = split_by_hash(group, test=0.0, **options)
         part = np.where((part == "train") & (inner == "validation"), inner, part)
     return part
 
 
-def _separated(data: Dataset, config: TrainConfig) -> Dataset:
-    """Refuse, or take out, stars that would be on both sides of the split.
+def _smallest(names: np.ndarray, star: np.ndarray) -> np.ndarray:
+    """Give all rows of a star the same name, the smallest of theirs."""
+    order = np.argsort(names, kind="stable")
+    _, first = np.unique(star[order], return_index=True)
+    return names[order][first][star]
 
-    A split column that does it is wrong. Groups such as plates share stars, though:
-    then a star's rows count where they are tested.
+
+def _leaking(part: np.ndarray, star: np.ndarray) -> np.ndarray:
+    """Rows whose star is in a later part too, (spectrum,)."""
+    rank = np.array([PARTS.index(name) for name in part.tolist()], dtype=int)
+    highest = np.zeros(star.max(initial=-1) + 1, dtype=int)
+    np.maximum.at(highest, star, rank)
+    return rank < highest[star]
+
+
+def _refuse_leaks(
+    part: np.ndarray, star: np.ndarray, name: np.ndarray, column: str
+) -> None:
+    leaking = _leaking(part, star)
+    if leaking.any():
+        raise UsageError(
+            f"{np.unique(star[leaking]).size} stars are on both sides of the split, "
+            f"the first is {str(name[leaking][0])!r}. Correct the split column "
+            f"{column!r}, or leave it out and give --group."
+        )
+
+
+def _separated(data: Dataset) -> Dataset:
+    """Take out rows whose star is held out elsewhere.
+
+    Groups such as plates share stars: then a star's rows count where they are tested.
     """
-    rank = np.array([PARTS.index(part) for part in data.part.tolist()])
-    highest = np.zeros(data.star.max(initial=-1) + 1, dtype=int)
-    np.maximum.at(highest, data.star, rank)
-    leaking = rank < highest[data.star]
+    leaking = _leaking(data.part, data.star)
     if not leaking.any():
         return data
-    if config.split is not None:
-        raise UsageError(
-            f"{np.unique(data.star[leaking]).size} stars are on both sides of the "
-            f"split, the first is {data.objid[leaking][0]!r}. Correct the split column "
-            f"{config.split!r}, or leave it out and give --group."
-        )
     log.info("%d rows left out: their stars are tested on", leaking.sum())
     return data.rows(np.flatnonzero(~leaking))
 
@@ -386,12 +515,3 @@ def same_star(objid: np.ndarray, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
     left, right = np.concatenate(pairs).T
     graph = coo_array((np.ones(left.size), (left, right)), shape=(size, size))
     return connected_components(graph, directed=False)[1]
-
-
-def _check(data: Dataset, selection: str | None) -> None:
-    if not data.index("train").size:
-        raise UsageError(
-            "no spectrum is left to train on"
-            + (f" after selecting {selection!r}" if selection else "")
-            + "; check the selection, the label columns and the split."
-        )

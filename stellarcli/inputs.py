@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from stellarcli import catalog
@@ -22,6 +23,8 @@ SPECTRUM_ENDINGS = (".fits", ".fit", ".fits.gz", ".fit.gz")
 TABLE_ENDINGS = (".csv", ".ecsv", ".vot", ".parquet")
 PIPED = ".piped"  # ending of the file that standard input is kept in
 PREPARED_ENDINGS = (".fits", ".fit", PIPED)
+PATH_COLUMNS = {name.encode() for name in catalog.FILES}
+BLOCK = 2880  # bytes; the recipe is in a prepared table's first one
 HEAD = 1 << 14  # bytes looked at to tell a catalogue from a spectrum
 NAXIS_CARD = slice(160, 240)  # third card of every FITS file
 COLUMN_CARD = re.compile(rb"TTYPE\d+ *= *'([^']*)'")
@@ -126,30 +129,33 @@ def kind(path: str) -> str:
         or what its reader shall complain about. Compressed FITS files and pipes are
         taken for spectra unseen.
     """
-    name = path.lower()
-    if name.endswith(".gz") or not _is_regular(path):
+    if path.lower().endswith(".gz"):
         return "spectrum"
-    if name.endswith(TABLE_ENDINGS):
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return "spectrum"
+    if not stat.S_ISREG(status.st_mode):
+        return "spectrum"
+    return _kind(path, status.st_ino, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 15)  # every file is asked for twice
+def _kind(path: str, inode: int, time: int) -> str:
+    if path.lower().endswith(TABLE_ENDINGS):
         return "catalogue" if _has_path_column(path) else "spectrum"
     head = _head(path)
     if not head.startswith(b"SIMPLE"):
         return "spectrum"
-    if b"RECIPE  =" in head and is_prepared(path):
+    if b"RECIPE" in head[:BLOCK] and is_prepared(path):
         return "prepared"
     if head[NAXIS_CARD].partition(b"=")[2].split(b"/")[0].strip() != b"0":
         return "spectrum"  # an image: catalogues and prepared tables start empty
-    begin = head.find(b"TTYPE")  # much faster than the expression, and rarely there
-    cards = COLUMN_CARD.findall(head, begin) if begin >= 0 else []
-    columns = {card.strip().lower().decode("ascii", "replace") for card in cards}
-    paths = columns & set(catalog.FILES) and "flux" not in columns
+    blocks = range(BLOCK, len(head), BLOCK)
+    table = next((n for n in blocks if head.startswith(b"XTENSION", n)), len(head))
+    columns = {name.strip().lower() for name in COLUMN_CARD.findall(head, table)}
+    paths = columns & PATH_COLUMNS and b"flux" not in columns
     return "catalogue" if paths else "spectrum"
-
-
-def _is_regular(path: str) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        return False
 
 
 def _head(path: str) -> bytes:

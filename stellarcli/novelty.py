@@ -8,10 +8,16 @@ divided by its threshold, so that 1 is the border whatever the network behind.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 COMPONENTS = 48
 ROWS = 20000  # training spectra that the components are taken from, at most
+VALUES = 60_000_000  # of flux, and as many of ivar
+PIECE = 1024  # spectra worked on together
+SPARE = 16  # directions beyond the components, which make the iteration converge
+ITERATIONS = 5
 GOOD_SHARE = 0.99  # of good validation stars that pass
 
 
@@ -35,16 +41,18 @@ def fit(flux: np.ndarray, ivar: np.ndarray) -> dict[str, np.ndarray]:
     count = np.maximum(good.sum(axis=0), 1)
     mean = (np.where(good, flux, 0).sum(axis=0) / count).astype(np.float32)
     centred = np.where(good, flux - mean, 0)
-    size = min(COMPONENTS, len(flux) // 4, flux.shape[1])
-    covariance = centred.T @ centred
-    values, vectors = np.linalg.eigh(covariance.astype(np.float64))
-    components = vectors[:, np.argsort(values)[::-1][:size]].T.astype(np.float32)
+    size = max(1, min(COMPONENTS, len(flux) // 4, flux.shape[1]))
+    components = _principal(centred, size)
     coefficients = centred @ components.T
-    residual = np.where(good, centred - coefficients @ components, 0)
-    noise = np.divide(1, ivar, out=np.zeros_like(ivar), where=good)
-    floor = np.maximum((np.square(residual) - noise).sum(axis=0) / count, 1e-6)
+    surplus = np.zeros(flux.shape[1])
+    for rows in _pieces(len(flux)):
+        residual = centred[rows] - coefficients[rows] @ components
+        noise = np.divide(1, ivar[rows], out=np.zeros_like(residual), where=good[rows])
+        surplus += np.where(good[rows], np.square(residual) - noise, 0).sum(axis=0)
+    floor = np.maximum(surplus / count, 1e-6)
     center = np.median(coefficients, axis=0)
-    covariance = np.cov(coefficients.T) + 1e-6 * np.eye(size)
+    offset = coefficients - coefficients.mean(axis=0)
+    covariance = offset.T @ offset / max(1, len(flux) - 1) + 1e-6 * np.eye(size)
     return {
         "mean": mean,
         "components": components,
@@ -53,6 +61,32 @@ def fit(flux: np.ndarray, ivar: np.ndarray) -> dict[str, np.ndarray]:
         "precision": np.linalg.inv(covariance).astype(np.float32),
         "thresholds": np.ones(2, dtype=np.float32),
     }
+
+
+def _principal(centred: np.ndarray, size: int) -> np.ndarray:
+    """Leading principal components, float32 (component, pixel).
+
+    Subspace iteration from a random start (Halko, Martinsson & Tropp 2011,
+    arXiv:0909.4061, algorithm 4.4): a matrix of pixels by pixels would be a hundred
+    times the work.
+    """
+    pixels = centred.shape[1]
+    random = np.random.default_rng(0)
+    basis = random.normal(size=(pixels, min(size + SPARE, pixels))).astype(np.float32)
+    for _ in range(ITERATIONS):
+        basis, _ = np.linalg.qr(centred.T @ (centred @ basis))
+    small = (centred @ basis).astype(np.float64)
+    values, vectors = np.linalg.eigh(small.T @ small)
+    return (basis @ vectors[:, np.argsort(values)[::-1][:size]]).T.astype(np.float32)
+
+
+def _pieces(rows: int) -> Iterator[slice]:
+    return (slice(start, start + PIECE) for start in range(0, rows, PIECE))
+
+
+def rows(pixels: int) -> int:
+    """Return how many spectra `fit` should be given at most: half a gigabyte."""
+    return min(ROWS, VALUES // pixels)
 
 
 def score(

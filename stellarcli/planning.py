@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from stellarcli import checkpoint, dataset, inputs, models, preparation
 from stellarcli.catalog import Table
+from stellarcli.devices import choose_device
+from stellarcli.errors import NoUsableSpectraError
+from stellarcli.fitting import count_steps
 from stellarcli.parallel import available_cores
 from stellarcli.prepared import is_prepared
+from stellarcli.processes import World
 from stellarcli.settings import TrainConfig
-from stellarcli.training import new_model
+from stellarcli.training import new_model, resolve
+
+log = logging.getLogger(__name__)
 
 TIMED_STEPS = 3
-COPIES = 4  # weights, gradients and two moments of the optimiser
+COPIES = 5  # weights, their running mean, gradients, two moments of the optimiser
 
 
 @contextmanager
 def prepared(
-    arguments: Sequence[str], recipe: str, output: Path
+    arguments: Sequence[str], recipe: str, output: Path, world: World
 ) -> Iterator[list[str]]:
     """Yield prepared tables; raw files among the arguments are prepared first.
 
@@ -36,6 +44,8 @@ def prepared(
         For raw files.
     output : Path
         Of the model.
+    world : World
+        The first process prepares, the others wait.
     """
     paths = inputs.expand(arguments)
     tables = [path for path in paths if is_prepared(path)]
@@ -43,16 +53,31 @@ def prepared(
     temporary = output.with_name(f".{output.name}.prepared")
     try:
         if raw:
-            preparation.write_table(
-                raw,
-                str(temporary),
-                checkpoint.find_recipe(recipe),
-                workers=available_cores(),
-            )
+            if world.first:
+                _prepare(raw, temporary, recipe)
+            world.wait()
             tables.append(str(temporary))
         yield tables
     finally:
-        temporary.unlink(missing_ok=True)
+        if world.first:  # it is the last one to be done
+            temporary.unlink(missing_ok=True)
+
+
+def _prepare(raw: list[str], output: Path, recipe: str) -> None:
+    """Write a prepared table of raw files."""
+    summary = preparation.write_table(
+        list(inputs.tasks(raw, preparation.CHUNK)),
+        str(output),
+        checkpoint.find_recipe(recipe),
+        workers=available_cores(),
+    )
+    for file, reason in summary.reasons:
+        log.warning("%s: %s", file, reason)
+    if summary.failed == summary.rows:
+        first = next((f"'{file}': {why}" for file, why in summary.reasons), "")
+        raise NoUsableSpectraError(
+            f"none of {summary.rows} inputs has a good pixel; {first}"
+        )
 
 
 def describe(
@@ -74,8 +99,9 @@ def describe(
     str
         Lines: stars, split, labels, parameters, multiply-adds, memory, time.
     """
-    data = dataset.load(tables, config, catalogue)
     start = checkpoint.load(config.init) if config.init else None
+    config = resolve(config, start)
+    data = dataset.load(tables, config, catalogue)
     model = new_model("plan", data, config, start)
     network = models.build(
         model.architecture,
@@ -86,8 +112,10 @@ def describe(
     parts = {part: data.index(part) for part in dataset.PARTS}
     parameters = sum(p.numel() for p in network.parameters())
     adds = models.count_multiply_adds(network, model.pixels)
-    step = _seconds_per_step(network, config.batch_size, model.pixels)
-    steps = -(-parts["train"].size // config.batch_size) * config.epochs
+    size = min(config.batch_size, parts["train"].size)
+    device = choose_device(config.device)
+    step, saved = _measure(network.to(device), size, model.pixels)
+    steps = count_steps(parts["train"].size, config.batch_size, 1) * config.epochs
     total = step * steps * config.members * runs
     stars = {name: len(set(data.star[index])) for name, index in parts.items()}
     lines = [
@@ -101,23 +129,35 @@ def describe(
         f"network: {model.architecture} {model.config or ''}".rstrip(),
         f"  {parameters} parameters, {adds / 1e6:.1f} million multiply-adds",
         f"  memory: about {COPIES * 4 * parameters / 1e6:.0f} MB for weights and "
-        f"optimiser, {8 * config.batch_size * model.pixels / 1e6:.0f} MB per batch",
-        f"training: {runs} x {config.members} networks, {steps} steps each, "
-        f"{step:.3f} s per step here, about {_duration(total)}",
+        f"optimiser, {saved / 1e6:.0f} MB for a batch of {size}",
+        f"training: {runs} x {config.members} networks, {config.epochs} epochs, "
+        f"{steps} steps each, {step:.3g} s per step on {device}, about "
+        f"{_duration(total)}",
     ]
     return "\n".join(lines)
 
 
-def _seconds_per_step(network: torch.nn.Module, size: int, pixels: int) -> float:
-    """Time forward and backward passes of a batch of ones."""
-    batch = torch.ones(size, pixels)
+def _measure(network: nn.Module, size: int, pixels: int) -> tuple[float, float]:
+    """Try steps with a batch of ones: seconds, and bytes kept for the gradients."""
+    batch = torch.ones(size, pixels, device=next(network.parameters()).device)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
     times = []
     for _ in range(TIMED_STEPS):
         begin = time.perf_counter()
-        mean, log_variance = network(batch, batch)
-        (mean.square().mean() + log_variance.square().mean()).backward()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            mean, log_variance = network(batch, batch)
+        loss = mean.square().mean() + log_variance.square().mean()
+        loss.backward()
+        loss.item()  # waits for a GPU
         times.append(time.perf_counter() - begin)
-    return min(times)
+        used = sum(kept.values())
+        kept.clear()
+    return min(times), used
 
 
 def _duration(seconds: float) -> str:

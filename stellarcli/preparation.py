@@ -31,6 +31,9 @@ CHUNK = 128  # spectra prepared together: fixed, since kernels depend on batch s
 LOW_SNR = 10.0  # per pixel
 MASKED_SHARE = 0.2  # of the covered pixels
 MISSING_SHARE = 0.02  # of the recipe's grid
+# what a label column holds where no row matched, by kind of NumPy type
+FILLERS = {"f": np.nan, "S": b"", "U": "", "b": False, "i": -9999, "u": 0}
+HIGHEST_IVAR = 1e18  # of a normalised flux; its square still fits into 32 bits
 LONGEST_CARD = 68  # characters that fit into a FITS header card
 
 INFO = [
@@ -167,10 +170,12 @@ def write_table(
     Raises
     ------
     UsageError
-        If one of the inputs is prepared already.
+        If one of the inputs is prepared already, or `radius` is negative.
     StellarError
         If a worker dies or the disk is full.
     """
+    if not radius >= 0:
+        raise UsageError(f"--radius must be 0 arcsec or more, not {radius:g}.")
     summary = Summary()
     work = list(work)
     for table in (task.table for task in work if task.table):
@@ -180,8 +185,11 @@ def write_table(
         )
     longest = max(len(encode_name(path)) for task in work for path in task.paths)
     units = {column.name: column.unit for column in INFO}
+    matcher = None
     if labels is not None:
-        units |= {_free_name(n): unit for n, unit in labels.units.items()}
+        free = _free_names(labels.rows.dtype.names)
+        units |= {free[name]: unit for name, unit in labels.units.items()}
+        matcher = catalog.Matcher(labels.rows, radius)
     prepare = partial(run, recipe=recipe, exposures=exposures)
     chunks = ordered_map(prepare, work, workers)
     if recipe.wavelength is None:
@@ -189,8 +197,8 @@ def write_table(
     with PreparedWriter(output, recipe, cards, units) as writer:
         for chunk in chunks:
             rows = _widened(chunk.rows, longest)
-            if labels is not None:
-                rows, matched = join(rows, labels, radius)
+            if matcher is not None:
+                rows, matched = join(rows, matcher)
                 summary.matched += matched
             writer.append(rows, chunk.batch)
             names = [decode_name(name.decode()) for name in chunk.rows["file"]]
@@ -257,23 +265,26 @@ def _widened(rows: np.ndarray, longest_file: int) -> np.ndarray:
     )
 
 
-def _free_name(name: str) -> str:
-    """Name of a label column beside those of the prepared table."""
+def _free_names(names: Sequence[str]) -> dict[str, str]:
+    """Names of label columns beside those of the prepared table, in any case."""
     taken = {column.name for column in INFO} | {v.lower() for v in VECTORS}
-    return f"{name}_label" if name.lower() in taken else name
+    free = {}
+    for name in names:
+        free[name] = name
+        while free[name].lower() in taken:
+            free[name] += "_label"
+        taken.add(free[name].lower())
+    return free
 
 
-def join(
-    rows: np.ndarray, labels: catalog.Table, radius: float
-) -> tuple[np.ndarray, int]:
+def join(rows: np.ndarray, matcher: catalog.Matcher) -> tuple[np.ndarray, int]:
     """Append the columns of a catalogue's matching rows.
 
     Parameters
     ----------
     rows : structured ndarray, shape (spectrum,)
-    labels : Table
-    radius : float
-        Arcsec.
+    matcher : Matcher
+        Of the catalogue.
 
     Returns
     -------
@@ -281,20 +292,21 @@ def join(
         Without a match: NaN, empty text, -9999 for integers, False.
     matched : int
     """
-    found = catalog.match(rows, labels.rows, radius).index
+    labels = matcher.right
+    found = matcher(rows).index
     hit = found >= 0
     columns = {}
-    for name in labels.rows.dtype.names:
-        values = labels.rows[name]
-        if values.ndim > 1 or values.dtype.kind not in "fiubSU":
+    for name, free in _free_names(labels.dtype.names).items():
+        values = labels[name]
+        if values.ndim > 1 or values.dtype.kind not in FILLERS:
             continue  # vectors and objects are no labels
-        if values.dtype.kind == "U":
-            values = np.char.encode(values, "ascii", "replace")
-        taken = values[np.maximum(found, 0)].copy()
-        taken[~hit] = {"f": np.nan, "S": b"", "b": False, "i": -9999, "u": 0}[
-            values.dtype.kind
-        ]
-        columns[_free_name(name)] = taken
+        taken = np.zeros(len(rows), dtype=values.dtype)
+        taken[hit] = values[found[hit]]
+        if taken.dtype.kind == "U":
+            wide = f"S{max(values.dtype.itemsize // 4, 1)}"
+            taken = np.char.encode(taken, "ascii", "replace").astype(wide)
+        taken[~hit] = _filler(taken.dtype)
+        columns[free] = taken
     dtype = rows.dtype.descr + [(n, c.dtype) for n, c in columns.items()]
     joined = np.empty(len(rows), dtype=dtype)
     for name in rows.dtype.names:
@@ -302,6 +314,13 @@ def join(
     for name, values in columns.items():
         joined[name] = values
     return joined, int(hit.sum())
+
+
+def _filler(dtype: np.dtype) -> object:
+    """Value of a label column where no row matched."""
+    if dtype.kind == "i":
+        return max(-9999, np.iinfo(dtype).min)
+    return FILLERS[dtype.kind]
 
 
 def _read(
@@ -380,7 +399,9 @@ def _apply(recipe: Recipe, spectra: Sequence[Spectrum | None]) -> Batch:
     """Apply a recipe; rows without a spectrum become empty ones."""
     used = [row for row, spectrum in enumerate(spectra) if spectrum is not None]
     if used:
-        batch = recipe.apply(Batch.from_spectra([spectra[row] for row in used]))
+        with np.errstate(all="ignore"):  # nonsense values end as masked pixels
+            batch = recipe.apply(Batch.from_spectra([spectra[row] for row in used]))
+        batch = _finite(batch)
         if len(used) == len(spectra):
             return batch
         wavelength, segments = batch.wavelength, batch.segments
@@ -410,6 +431,20 @@ def _apply(recipe: Recipe, spectra: Sequence[Spectrum | None]) -> Batch:
         whole.ivar[used] = batch.ivar
         whole.mask[used] = batch.mask
     return whole
+
+
+def _finite(batch: Batch) -> Batch:
+    """Mask pixels that a recipe left without a value; cap precision beyond reason."""
+    if np.isfinite(batch.flux).all() and (batch.ivar <= HIGHEST_IVAR).all():
+        return batch
+    lost = ~np.isfinite(batch.flux) | np.isnan(batch.ivar)
+    ivar = np.minimum(batch.ivar, np.float32(HIGHEST_IVAR))
+    return replace(
+        batch,
+        flux=np.where(lost, np.float32(0), batch.flux),
+        ivar=np.where(lost, np.float32(0), ivar),
+        mask=batch.mask | lost * np.uint8(PixelMask.NO_FLUX),
+    )
 
 
 def _columns(metas: Sequence[SpectrumMeta], recipe: Recipe) -> dict[str, np.ndarray]:
@@ -471,8 +506,8 @@ def _from_table(task: Task, recipe: Recipe) -> Chunk:
     if difference := recipe_difference(table.recipe, recipe):
         raise UsageError(
             f"'{task.table}' was prepared with recipe '{table.recipe.name}', the model "
-            f"needs '{recipe.name}': {difference}. Give the raw files, or run 'stellar "
-            f"preprocess' with --recipe {recipe.name}."
+            f"needs '{recipe.name}': {difference}. Give the raw files, or prepare them "
+            "with the model's own recipe: 'stellar preprocess --recipe MODELFILE'."
         )
     index = slice(task.start, task.stop)
     rows = table.rows(index)

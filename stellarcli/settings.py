@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,27 @@ from stellarcli.losses import LOSSES
 OPTIMIZERS = ("adamw", "adam")
 SCHEDULES = ("cosine", "restarts", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16")
+MODEL = "resnet1d"  # architecture unless one is chosen
+
+# Limits of numbers, inclusive; those of POSITIVE are above 0
+LIMITS = {
+    "test": (0, 1),
+    "validation": (0, 1),
+    "folds": (0, 1000),
+    "fold": (0, 1000),
+    "weight_decay": (0, math.inf),
+    "warmup": (0, 1),
+    "clip": (0, math.inf),
+    "average": (0, 0.999999),
+    "patience": (0, math.inf),
+    "seed": (0, 2**32),
+    "repeat": (0, 2**32),
+    "noise": (0, math.inf),
+    "velocity": (0, 100),
+    "distortion": (0, 1),
+    "hide": (0, 1),
+}
+POSITIVE = ("epochs", "batch_size", "learning_rate", "members", "restart_epochs")
 
 # What a paper did, by architecture; `--preset paper`. Figures from SYSTEMS.md.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -40,7 +63,7 @@ class TrainConfig:
     """
 
     # what
-    model: str = "resnet1d"  # key of MODELS
+    model: str = ""  # key of MODELS; where empty that of init, or MODEL
     network: dict[str, Any] = field(default_factory=dict)  # options of the network
     target: tuple[str, ...] = ("teff", "logg", "feh")  # label columns
     init: str | None = None  # model whose weights and label scaling to start from
@@ -91,25 +114,61 @@ class TrainConfig:
         ):
             if getattr(self, name) not in valid:
                 raise unknown(name, getattr(self, name), valid)
-        for name in ("epochs", "batch_size", "learning_rate", "members"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} must be positive, not {getattr(self, name)}.")
-        if not 0 <= self.test + self.validation < 1:
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise UsageError(f"{name} must be positive, not {value}.")
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if not low <= value <= high or value == math.inf:
+                raise UsageError(f"{name} must be {low} to {high:g}, not {value}.")
+        self._check_targets()
+        self._check_split()
+
+    def _check_targets(self) -> None:
+        if not self.target or len(set(self.target)) < len(self.target):
             raise UsageError(
-                f"test ({self.test}) and validation ({self.validation}) must leave "
-                "something to train on: their sum is between 0 and 1."
+                f"target must name labels, each once, not {', '.join(self.target)!r}."
             )
-        if self.folds and not 0 <= self.fold < self.folds:
-            raise UsageError(f"fold {self.fold} isn't one of {self.folds}, from 0.")
         if self.label_weights and len(self.label_weights) != len(self.target):
             raise UsageError(
-                f"{len(self.label_weights)} label_weights for {len(self.target)} labels"
+                f"{len(self.label_weights)} label_weights for {len(self.target)} "
+                f"labels ({', '.join(self.target)}); give one each."
+            )
+        weights = self.label_weights or (1.0,)
+        if not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
+            given = ", ".join(map(str, weights))
+            raise UsageError(f"label_weights must be positive or 0, not {given}.")
+
+    def _check_split(self) -> None:
+        if self.test + self.validation >= 1:
+            raise UsageError(
+                f"test ({self.test}) and validation ({self.validation}) must leave "
+                "something to train on: their sum is below 1."
+            )
+        if self.folds == 1 or (self.folds and self.fold >= self.folds):
+            raise UsageError(
+                f"fold {self.fold} of {self.folds} doesn't exist: give at least 2 "
+                "folds; they are counted from 0."
+            )
+        if self.folds and self.split:
+            raise UsageError(
+                f"folds and the split column {self.split!r} are two ways to split; "
+                "leave one out."
+            )
+        if self.patience and not self.validation and not self.split:
+            raise UsageError(
+                "patience waits for the validation loss; set validation above 0."
             )
 
-    @property
-    def network_seed(self) -> int:
-        """Seed of the first network's weights and order."""
-        return self.seed + 1000 * self.repeat
+    def random_seed(self, *what: object) -> int:
+        """Return a seed for one purpose, such as a member's epoch.
+
+        Different purposes and repeats share nothing; the same ones always agree, so
+        that a resumed run draws what the uninterrupted one would have drawn.
+        """
+        text = f"{self.seed}:{self.repeat}:{what}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
     @property
     def augmentation(self) -> Augmentation:
@@ -133,11 +192,14 @@ class TrainConfig:
         valid = {f.name: f for f in fields(cls)}
         for source in sources:
             for key, value in source.items():
-                head, _, tail = key.partition(".")
+                head, _, tail = str(key).partition(".")
                 if head not in valid or (tail and head != "network"):
-                    raise unknown("training setting", key, valid)
+                    raise unknown("training setting", str(key), valid)
                 if tail:
-                    merged["network"] = {**merged.get("network", {}), tail: value}
+                    merged["network"] = {
+                        **merged.get("network", {}),
+                        tail: _number(value),
+                    }
                 else:
                     merged[head] = _convert(str(valid[head].type), head, value)
         return cls(**merged)
@@ -153,7 +215,7 @@ def _convert(kind: str, name: str, value: Any) -> Any:
                 items = [items]
             return tuple(float(i) if number else str(i).strip() for i in items)
         if kind.startswith("dict") and isinstance(value, dict):
-            return value
+            return {str(k): _number(v) for k, v in value.items()}
         if "None" in kind:
             return None if value is None else str(value)
         if kind == "bool" and isinstance(value, bool):
@@ -165,7 +227,7 @@ def _convert(kind: str, name: str, value: Any) -> Any:
             return float(value)
         elif kind == "str" and isinstance(value, str):
             return value
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise UsageError(f"training setting {name!r} must be {kind}, not {value!r}.")
 
@@ -236,7 +298,8 @@ def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
         key, equals, text = pair.partition("=")
         if not equals or not text:
             raise UsageError(f"--grid takes KEY=VALUE,VALUE, not {pair!r}.")
-        grid[key.strip()] = [_value(pair, item) for item in text.split(",")]
+        values = _value(pair, f"[{text}]")
+        grid[key.strip()] = [_number(value) for value in values]
     return grid
 
 
@@ -244,11 +307,15 @@ def _value(pair: str, text: str) -> Any:
     import yaml
 
     try:
-        value = yaml.safe_load(text)
+        return _number(yaml.safe_load(text))
     except yaml.YAMLError:
         raise UsageError(f"{pair}: the value is not YAML.") from None
+
+
+def _number(value: Any) -> Any:
+    """Turn text such as 1e-3, which YAML takes for text, into a number."""
     if isinstance(value, str):
-        try:  # YAML takes 1e-3 for text
+        try:
             return float(value)
         except ValueError:
             return value

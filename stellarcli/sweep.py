@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,8 +16,10 @@ import numpy as np
 from stellarcli import catalog, checkpoint
 from stellarcli.catalog import Table
 from stellarcli.errors import UsageError
+from stellarcli.fitting import Progress
+from stellarcli.processes import World
 from stellarcli.settings import TrainConfig
-from stellarcli.training import Progress, train
+from stellarcli.training import BESIDE, train
 
 METRICS = ("n", "mae", "rmse", "bias")
 
@@ -70,10 +74,16 @@ def plan(
                 varied["repeat"] = repeat
             settings = {k: v for k, v in varied.items() if k != "repeat"}
             made = TrainConfig.resolve(config.to_json(), settings)
-            made = replace(made, repeat=repeat)
-            tag = "-".join(f"{k.split('.')[-1]}{v}" for k, v in varied.items())
+            made = replace(made, repeat=config.repeat + repeat)
+            tag = "-".join(f"{k.split('.')[-1]}{_word(v)}" for k, v in varied.items())
             runs.append(Run(tag, made, varied))
     return runs
+
+
+def _word(value: Any) -> str:
+    """Spell a value as part of a file name: [8, 16] becomes 8_16."""
+    text = "_".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", text)
 
 
 def run(
@@ -85,57 +95,64 @@ def run(
     resume: bool,
     report: Callable[[Run, Progress], None],
     provenance: dict[str, Any],
-) -> Table:
+    world: World,
+) -> Table | None:
     """Train all runs; the best one becomes `output`, a table lists the outcomes.
 
     Each run has its own model file, ``<output stem>.<tag>.safetensors``. With `resume`,
-    finished ones are kept.
+    finished ones are kept. The best run has the smallest validation error.
 
     Returns
     -------
-    Table
+    Table or None
         One row per run: what was varied, then MAE, RMSE, bias per label on the
-        validation and, where there is one, the test part.
+        validation and, where there is one, the test part. None in all but the first of
+        several processes.
     """
     outcomes = []
     for item in runs:
-        path = output.with_name(f"{output.stem}.{item.tag}.safetensors")
-        if resume and path.exists():
-            model = checkpoint.load(str(path))
-        else:
-            model = train(
-                tables,
-                path,
-                item.config,
-                catalogue=catalogue,
-                resume=resume,
-                report=lambda progress, item=item: report(item, progress),
-                provenance=provenance,
-            )
+        path = path_of(item, output)
+        model = train(
+            tables,
+            path,
+            item.config,
+            catalogue=catalogue,
+            resume=resume,
+            report=lambda progress, item=item: report(item, progress),
+            provenance=provenance,
+        )
         outcomes.append((item, model, path))
+    if not world.first:
+        return None
     best = min(outcomes, key=lambda outcome: _merit(outcome[1]))
-    shutil.copyfile(best[2], output)
+    for ending in (".safetensors", *BESIDE):
+        shutil.copyfile(best[2].with_suffix(ending), output.with_suffix(ending))
     table = _table(outcomes)
-    catalog.write(output.with_suffix(".runs.csv"), table, overwrite=True)
-    return Table(table, name=str(output.with_suffix(".runs.csv")))
+    name = str(output.with_suffix(".runs.csv"))
+    catalog.write(name, table, overwrite=True)
+    return Table(table, name=name)
+
+
+def path_of(item: Run, output: Path) -> Path:
+    """Return the model file of a run."""
+    return output.with_name(f"{output.stem}.{item.tag}.safetensors")
 
 
 def _merit(model: checkpoint.Model) -> float:
-    """Mean over labels of validation MAE in model units; never looks at the test."""
-    return float(
-        np.mean(
-            [
-                model.training["metrics"][label.name]["mae"]
-                / (label.trained[1] - label.trained[0])
-                for label in model.labels
-            ]
-        )
-    )
+    """Mean over labels of validation MAE in units of their range; never of the test."""
+    found = [
+        model.training["metrics"][label.name]["mae"]
+        / ((label.trained[1] - label.trained[0]) or 1.0)
+        for label in model.labels
+    ]
+    known = [value for value in found if math.isfinite(value)]
+    return float(np.mean(known)) if known else math.inf
 
 
 def _table(outcomes: list[tuple]) -> np.ndarray:
     rows = [dict(_columns(item, model, path)) for item, model, path in outcomes]
-    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {n: np.array([row.get(n, np.nan) for row in rows]) for n in names}
     table = np.empty(len(rows), [(n, c.dtype) for n, c in columns.items()])
     for name, values in columns.items():
         table[name] = values
@@ -144,7 +161,9 @@ def _table(outcomes: list[tuple]) -> np.ndarray:
 
 def _columns(item: Run, model: checkpoint.Model, path: Path) -> Iterator[tuple]:
     yield "model", path.name
-    yield from item.varied.items()
+    for name, value in item.varied.items():
+        plain = isinstance(value, int | float | str)
+        yield name, value if plain else _word(value)
     for kind in ("metrics", "test_metrics"):
         prefix = "test_" if kind == "test_metrics" else ""
         for label, values in model.training.get(kind, {}).items():
@@ -153,7 +172,7 @@ def _columns(item: Run, model: checkpoint.Model, path: Path) -> Iterator[tuple]:
 
 
 def average(table: np.ndarray, by: list[str]) -> dict[tuple, dict[str, tuple]]:
-    """Mean and standard deviation over repeats of every figure.
+    """Mean and standard deviation over repeats, and folds, of every figure.
 
     Parameters
     ----------
@@ -168,7 +187,7 @@ def average(table: np.ndarray, by: list[str]) -> dict[tuple, dict[str, tuple]]:
         By the values of `by`: figure to (mean, standard deviation).
     """
     keys = [tuple(str(row[name]) for name in by) for row in table]
-    figures = [n for n in table.dtype.names if n.rpartition("_")[2] in METRICS]
+    figures = [name for name in table.dtype.names if is_figure(name)]
     found = {}
     for key in dict.fromkeys(keys):
         rows = table[[k == key for k in keys]]
@@ -180,3 +199,14 @@ def average(table: np.ndarray, by: list[str]) -> dict[tuple, dict[str, tuple]]:
             for name in figures
         }
     return found
+
+
+def is_figure(name: str) -> bool:
+    """Say whether a column of the outcomes is a figure of merit: teff_mae."""
+    return name.rpartition("_")[2] in METRICS and "_" in name
+
+
+def experiments(table: np.ndarray) -> list[str]:
+    """Columns that tell experiments apart, beyond repeats and folds."""
+    varied = [name for name in table.dtype.names[1:] if not is_figure(name)]
+    return [name for name in varied if name not in ("repeat", "fold")]

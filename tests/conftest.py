@@ -42,6 +42,7 @@ class Done:
 def model_of(folder, **changes):
     """Write a small model file, untrained but with everything a model has."""
     import torch
+
     from stellarcli import checkpoint, labels, models, novelty, preparation
     from stellarcli.inputs import Task
     from stellarcli.preprocess import Recipe
@@ -68,9 +69,7 @@ def model_of(folder, **changes):
         "architecture": "resnet1d",
         "config": config,
         "pixels": 384,
-        "labels": [
-            labels.get(n).fitted(np.linspace(*r, 9)) for n, r in ranges.items()
-        ],
+        "labels": [labels.get(n).fitted(np.linspace(*r, 9)) for n, r in ranges.items()],
         "recipe": recipe,
         "wavelength": recipe.wavelength,
         "error_scale": [1.0, 1.0, 1.0],
@@ -124,8 +123,9 @@ def stars(here):
 @pytest.fixture
 def stellar(monkeypatch):
     """Run ``stellar`` in this process, one worker unless told otherwise."""
-    from stellarcli.cli import app
     from typer.testing import CliRunner
+
+    from stellarcli.cli import app
 
     def run(*arguments, stdin=None):
         words = [str(a) for a in arguments]

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "stellarcli"
 # other. A folder is one name: files within it may import each other.
 ORDER = """
 errors provenance
-spectrum labels devices
+spectrum labels devices processes resuming
 catalog metrics novelty parallel losses augmentation
 preprocess settings
 surveys
@@ -24,9 +24,10 @@ dataset
 models
 checkpoint folding
 calibration figures
-curves
-training prediction explanation comparison simulation architectures
+curves fitting
+training prediction explanation simulation architectures
 sweep planning cluster
+comparison
 cli
 __main__
 """

@@ -8,6 +8,7 @@ import surveyfiles
 
 from stellarcli import figures, folding
 from stellarcli.errors import NoUsableSpectraError, OutputExistsError, UsageError
+from stellarcli.inputs import Task
 from stellarcli.preparation import write_table
 from stellarcli.preprocess import RECIPES, Batch, Recipe
 from stellarcli.spectrum import SPEED_OF_LIGHT, PixelMask, Spectrum, SpectrumMeta
@@ -37,7 +38,7 @@ def paths(tmp_path_factory):
 @pytest.fixture
 def table(paths, tmp_path):
     path = str(tmp_path / "prepared.fits")
-    write_table(paths[1:4], path, RECIPES["scanet"])
+    write_table([Task(tuple(paths[1:4]))], path, RECIPES["scanet"])
     return path
 
 

@@ -305,9 +305,14 @@ def test_nothing_is_left_after_a_failure(table, tmp_path, monkeypatch):
 
 def test_nothing_is_left_after_an_interruption(tmp_path):
     writer = PreparedWriter(str(tmp_path / "p.fits"), recipe_of(24))
-    with pytest.raises(KeyboardInterrupt), writer:
-        writer.append(rows_of(2), batch_of(2, 24))
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with writer:
+            writer.append(rows_of(2), batch_of(2, 24))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert names(tmp_path) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,8 +22,6 @@ def no_shipped_model(monkeypatch):
 
 def shipped(monkeypatch, **trained):
     """Pretend that the shipped model was trained on these ranges."""
-    from dataclasses import replace
-
     found = [replace(labels.get(n), trained=limits) for n, limits in trained.items()]
     model = SimpleNamespace(labels=found)
     monkeypatch.setattr(checkpoint, "shipped", lambda: {checkpoint.DEFAULT: None})
@@ -147,7 +146,7 @@ def test_places_that_files_can_not_go_to(tmp_path):
     taken.write_text("")
     with pytest.raises(UsageError, match="is a file; name a directory"):
         simulation.fetch(taken, 1)
-    with pytest.raises(StellarError, match="can't write into .*Not a directory"):
+    with pytest.raises(StellarError, match=r"can't write into .*Not a directory"):
         simulation.fetch(taken / "below", 1)
 
 

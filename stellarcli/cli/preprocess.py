@@ -39,7 +39,7 @@ def preprocess(
     ] = None,
     radius: Annotated[
         float,
-        typer.Option(metavar="ARCSEC", min=0, help="Of the join on the sky."),
+        typer.Option(metavar="ARCSEC", help="Of the join on the sky."),
     ] = 3.0,
     figure: Annotated[
         str | None,
@@ -108,7 +108,9 @@ def preprocess(
         where = "standard output" if output == "-" else target
         say(f"{summary.rows} spectra in {where}, {summary.failed} without a good pixel")
         if table is not None:
-            say(f"  {summary.matched} matched a row of {labels}")
+            say(f"  {summary.matched} of {summary.rows} matched a row of {labels}")
+            if not summary.matched:
+                say("  (compared: identifiers such as obsid, file names, ra and dec)")
     if summary.failed == summary.rows:
         raise NoUsableSpectraError(f"none of {summary.rows} inputs has a good pixel.")
     if summary.failed:

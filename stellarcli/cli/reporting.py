@@ -179,8 +179,9 @@ def report_reasons(
 
 
 def printable(name: str) -> str:
-    """Return a file name that any terminal can take (bytes that aren't text as ?)."""
-    return name.encode("utf-8", "replace").decode("utf-8")
+    """Return a file name on one line that any terminal can take, ? for odd bytes."""
+    text = name.encode("utf-8", "replace").decode("utf-8")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def command_line() -> list[str]:

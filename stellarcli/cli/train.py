@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stellarcli.cli import options
-from stellarcli.cli.reporting import command_line, log_fields, say, start_log
+from stellarcli.cli.reporting import Ended, command_line, log_fields, say, start_log
+
+if TYPE_CHECKING:
+    from stellarcli import checkpoint, fitting, sweep
+    from stellarcli.catalog import Table
+    from stellarcli.settings import TrainConfig
 
 
 def train(
@@ -46,7 +55,7 @@ def train(
             "--set",
             metavar="KEY=VALUE",
             help="Any setting, e.g. learning_rate=3e-4 or network.stem=4; wins over "
-            "--config. Repeatable.",
+            "--config, options over it. Repeatable.",
         ),
     ] = None,
     target: Annotated[
@@ -152,15 +161,9 @@ def train(
       stellar train folded.fits -o sca.safetensors -m scanet --preset paper --seeds 5
     """
     start_log(log, verbose, lines=True)
-    target_path = _check_output(output, overwrite, resume)
-    from stellarcli import catalog, planning, provenance, sweep, training
-    from stellarcli.settings import (
-        TrainConfig,
-        parse_grid,
-        parse_pairs,
-        read_config,
-    )
-    from stellarcli.settings import preset as read_preset
+    from stellarcli import catalog, planning, processes, provenance, sweep, training
+    from stellarcli.devices import choose_device
+    from stellarcli.settings import parse_grid
 
     given = {
         "model": model,
@@ -175,30 +178,32 @@ def train(
         "seed": seed,
         "device": device,
     }
-    resolved = TrainConfig.resolve(
-        read_preset(preset, model or TrainConfig.model) if preset else {},
-        read_config(config) if config else {},
-        parse_pairs(settings or []),
-        {key: value for key, value in given.items() if value is not None},
-    )
-    catalogue = catalog.read(labels) if labels else None
+    resolved = _resolve(preset, config, settings, given)
     runs = sweep.plan(resolved, seeds=seeds, grid=parse_grid(grid or []))
+    target_path = _check_output(output, runs, overwrite or resume or dry_run)
+    catalogue = catalog.read(labels) if labels else None
     facts = provenance.facts(command_line())
-    with planning.prepared(tables, recipe, target_path) as paths:
+    with (
+        _interruptible(target_path, runs),
+        processes.join(choose_device(resolved.device)) as world,
+        planning.prepared(tables, recipe, target_path, world) as paths,
+    ):
         if dry_run:
             say(planning.describe(paths, runs[0].config, len(runs), catalogue))
             return
 
-        def report(run: sweep.Run, progress: training.Progress) -> None:
-            log_fields("epoch", run=run.tag, **vars(progress))
+        def report(run: sweep.Run, progress: fitting.Progress) -> None:
+            log_fields("epoch", run=run.tag, **_without_nan(vars(progress)))
             if not quiet:
                 say(_line(progress, run))
 
         common = {"catalogue": catalogue, "resume": resume, "provenance": facts}
         if len(runs) > 1:
-            outcomes = sweep.run(runs, paths, target_path, report=report, **common)
-            if not quiet:
-                _tabulate(outcomes, seeds)
+            outcomes = sweep.run(
+                runs, paths, target_path, report=report, world=world, **common
+            )
+            if world.first and not quiet:
+                _tabulate(outcomes, target_path)
             return
         trained = training.train(
             paths,
@@ -207,11 +212,35 @@ def train(
             report=lambda progress: report(runs[0], progress),
             **common,
         )
-    if not quiet:
-        _summarise(trained, target_path)
+        if world.first and not quiet:
+            _summarise(trained, target_path)
 
 
-def _check_output(output: str, overwrite: bool, resume: bool) -> Path:
+def _resolve(
+    preset: str | None,
+    config: Path | None,
+    settings: list[str] | None,
+    given: dict[str, Any],
+) -> TrainConfig:
+    """Merge preset, YAML file, --set and options; later ones win."""
+    from stellarcli.settings import MODEL, TrainConfig, parse_pairs, read_config
+    from stellarcli.settings import preset as read_preset
+
+    sources = [
+        read_config(config) if config else {},
+        parse_pairs(settings or []),
+        {key: value for key, value in given.items() if value is not None},
+    ]
+    resolved = TrainConfig.resolve(*sources)
+    if preset is None:
+        return resolved
+    first = read_preset(preset, resolved.model or MODEL)
+    return TrainConfig.resolve(first, *sources)
+
+
+def _check_output(output: str, runs: list, replace: bool) -> Path:
+    """Return the path of the model; refuse what couldn't be written, or is there."""
+    from stellarcli import catalog, sweep, training
     from stellarcli.errors import OutputExistsError, UsageError
 
     path = Path(output.removeprefix("!"))
@@ -220,58 +249,126 @@ def _check_output(output: str, overwrite: bool, resume: bool) -> Path:
             f"a model file is named *.safetensors, not '{path}'; give -o "
             f"{path.with_suffix('.safetensors')}."
         )
-    if not path.parent.is_dir():
-        raise UsageError(f"there is no directory {path.parent} for {path}.")
-    replace = overwrite or resume or output.startswith("!")
-    if path.exists() and not replace:
+    catalog._check_directory(str(path))
+    models = [path, *(sweep.path_of(run, path) for run in runs if run.tag)]
+    endings = (".safetensors", ".runs.csv", *training.BESIDE)
+    written = [model.with_suffix(ending) for model in models for ending in endings]
+    there = [str(name) for name in written if name.exists()]
+    if there and not (replace or output.startswith("!")):
         raise OutputExistsError(
-            f"'{path}' exists; give --overwrite to replace it, or another name."
+            f"{', '.join(map(repr, there[:3]))} {'exist' if there[1:] else 'exists'}; "
+            "give --overwrite to replace, --resume to go on with an interrupted run, "
+            "or another name."
         )
     return path
 
 
-def _line(progress, run) -> str:
-    errors = ", ".join(f"{name} {value:.4g}" for name, value in progress.mae.items())
+@contextmanager
+def _interruptible(output: Path, runs: list) -> Iterator[None]:
+    """Say after Ctrl-C, or when time is up, how to go on."""
+    from stellarcli import resuming, sweep
+
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        models = [output, *(sweep.path_of(run, output) for run in runs if run.tag)]
+        files = [resuming.path_of(model) for model in models] + models[1:]
+        kept = any(file.exists() for file in files)
+        say(
+            "stellar: interrupted; the same command with --resume goes on after the "
+            "last finished epoch."
+            if kept
+            else "stellar: interrupted before the first epoch was finished."
+        )
+        number = error.number if isinstance(error, Ended) else signal.SIGINT
+        raise typer.Exit(128 + number) from None
+
+
+def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {
+        key: _without_nan(value)
+        if isinstance(value, dict)
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for key, value in values.items()
+    }
+
+
+def _line(progress: fitting.Progress, run: sweep.Run) -> str:
     where = f"{run.tag} " if run.tag else ""
     if run.config.members > 1:
         where += f"network {progress.member}/{run.config.members} "
-    return (
+    line = (
         f"{where}epoch {progress.epoch}/{run.config.epochs}  "
-        f"loss {progress.train_loss:.4f} / {progress.validation_loss:.4f}  "
-        f"MAE {errors}  rate {progress.learning_rate:.1e}  "
-        f"{progress.rate:.0f}/s  {progress.remaining:.0f} s left"
+        f"loss {progress.train_loss:.4f}"
+    )
+    if progress.mae:
+        errors = ", ".join(f"{name} {e:.4g}" for name, e in progress.mae.items())
+        line += f", validation {progress.validation_loss:.4f}  MAE {errors}"
+    return (
+        f"{line}  rate {progress.learning_rate:.1e}  {progress.rate:.0f}/s  "
+        f"{_duration(progress.remaining)} left"
     )
 
 
-def _summarise(model, path: Path) -> None:
-    size = path.stat().st_size / 1e6
-    say(f"{path}: {model.architecture}, {size:.1f} MB")
-    kinds = {
-        f"{model.training['judged_on']} rows": "metrics",
-        "test rows": "test_metrics",
-    }
-    for name, kind in kinds.items():
-        for label, values in model.training.get(kind, {}).items():
-            say(
-                f"  {name}, {label}: MAE {values['mae']:.4g}, "
-                f"RMSE {values['rmse']:.4g}, bias {values['bias']:.3g}, n {values['n']}"
-            )
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}"
 
 
-def _tabulate(outcomes, seeds: int) -> None:
-    from rich.console import Console
-    from rich.table import Table as Grid
+def _summarise(model: checkpoint.Model, path: Path) -> None:
+    """Print a table of the figures of merit."""
+    facts = model.training
+    say(f"{path}: {model.architecture}, {path.stat().st_size / 1e6:.1f} MB")
+    columns = ("mae", "rmse", "bias", "nmad", "within1", "n")
+    rows = [
+        (kind, name, *(f"{values[column]:.4g}" for column in columns))
+        for kind, metrics in (
+            (facts["judged_on"], facts["metrics"]),
+            ("test", facts.get("test_metrics", {})),
+        )
+        for name, values in metrics.items()
+    ]
+    _print(("rows", "label", "MAE", "RMSE", "bias", "NMAD", "within 1σ", "n"), rows)
 
+
+def _tabulate(outcomes: Table, path: Path) -> None:
+    """Print the outcomes of a sweep, repeats and folds averaged."""
     from stellarcli import sweep
 
-    names = outcomes.rows.dtype.names
-    by = [n for n in names[1:] if n.rpartition("_")[2] not in sweep.METRICS]
-    by = [name for name in by if name != "repeat"]
+    by = sweep.experiments(outcomes.rows)
     found = sweep.average(outcomes.rows, by)
-    first = next(iter(found.values()))
-    shown = [n for n in first if n.endswith(("_mae", "_rmse"))]
-    grid = Grid(*by, *shown, title=f"{outcomes.name}: mean ± deviation of {seeds}")
-    for key, values in found.items():
-        figures = (f"{values[n][0]:.4g} ± {values[n][1]:.2g}" for n in shown)
-        grid.add_row(*key, *figures)
-    Console(stderr=True).print(grid)
+    names = [n for n in next(iter(found.values())) if n.endswith(("_mae", "_rmse"))]
+    each = len(outcomes.rows) // len(found)
+    say(f"{path}: the best of {len(outcomes.rows)} runs, all in {outcomes.name}")
+    if each > 1:
+        say(f"mean ± standard deviation of {each} runs:")
+    for prefix, title in (("", "validation"), ("test_", "test")):
+        shown = [n for n in names if n.startswith("test_") == bool(prefix)]
+        rows = [
+            (*key, *(_figure(*values[name], each) for name in shown))
+            for key, values in found.items()
+        ]
+        heads = [name.removeprefix("test_").replace("_", " ") for name in shown]
+        if shown:
+            _print((*by, *heads), rows, title)
+
+
+def _figure(mean: float, deviation: float, runs: int) -> str:
+    return f"{mean:.4g} ± {deviation:.2g}" if runs > 1 else f"{mean:.4g}"
+
+
+def _print(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
+) -> None:
+    """Print a table with aligned columns, numbers to the right."""
+    lines = [tuple(map(str, row)) for row in (heads, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if title:
+        say(f"  {title}")
+    for line in lines:
+        cells = (text.rjust(width) for text, width in zip(line, widths, strict=True))
+        say("  " + "  ".join(cells))

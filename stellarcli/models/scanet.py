@@ -184,8 +184,8 @@ class Attention(nn.Module):
             return self.fused_bias
         rows = self.distance[:, None, :, None]
         columns = self.distance[None, :, None, :]
-        # (head, row, column, row, column) to (1, head, pixel, pixel); without the 1, the
-        # processor's fast attention would not take it
+        # (head, row, column, row, column) to (1, head, pixel, pixel); processors' fast
+        # attention wants the 1
         return self.position[:, rows, columns].flatten(3).flatten(1, 2).unsqueeze(0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -444,9 +444,10 @@ class SCANet(nn.Module):
             raise ValueError("fuse() needs evaluation mode: statistics must be final")
         if self.fused:
             return self
-        for module in list(self.trunk.modules()):
-            if isinstance(module, ConvolutionBlock | Attention):
-                module.fuse()
+        kinds = (ConvolutionBlock, Attention)
+        # a list of all modules would keep the replaced ones, and their memory
+        for module in [m for m in self.trunk.modules() if isinstance(m, kinds)]:
+            module.fuse()
         for first in (0, 3):
             stem = self.trunk.stem
             stem[first] = fuse_conv_bn_eval(stem[first], stem[first + 1])

@@ -1,0 +1,155 @@
+"""The commands as a user meets them: help, messages, logs, summaries."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import surveyfiles
+from conftest import program
+from typer.main import get_command
+
+from stellarcli import __version__, catalog
+from stellarcli.cli import app
+from stellarcli.cli.reporting import command_line, printable
+
+
+def commands(command=None, path=()):
+    """All commands of the tree, with the words that call them."""
+    command = command or get_command(app)
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, (*path, name))
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands()], ids=" ".join)
+def test_every_command_has_help_with_examples(stellar, path):
+    done = stellar(*path, "--help") if path else stellar("--help")
+    assert done.status == 0
+    assert b"Usage: stellar" in done.out
+    if path and not done.out.count(b"COMMAND"):
+        assert b"stellar " in done.out.split(b"Examples", 1)[1]
+    assert max(map(len, done.out.decode().splitlines())) <= 100
+
+
+def test_version(stellar):
+    assert stellar("--version").out.decode().strip() == f"stellar {__version__}"
+
+
+def test_without_a_command_help_is_shown(stellar):
+    done = stellar("predict", "--nonsense")
+    assert done.status == 2
+    assert "--nonsense" in done.err
+
+
+@pytest.mark.parametrize("command", ["predict", "preprocess"])
+def test_missing_arguments(stellar, here, command):
+    for arguments in ([], ["a.fits"]):
+        done = stellar(command, *arguments)
+        assert done.status == 2
+        assert "Missing" in done.err
+
+
+def best_time(words, environment, runs=3):
+    times = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        subprocess.run(words, env=environment, capture_output=True, check=True)
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+@pytest.mark.slow
+def test_help_is_quick():
+    assert best_time(*program("--help")) < 0.6  # 0.3 s on an idle machine
+
+
+@pytest.mark.slow
+def test_one_file_is_quick(stars, model):
+    words = program("predict", stars[0], "-o", "!o.fits", "-m", model)
+    assert best_time(*words, runs=1) < 8  # 4 s on an idle machine
+
+
+def test_summary_as_json(stellar, stars, model):
+    Path("bad.fits").write_bytes(b"")
+    words = ["predict", *stars, "bad.fits", "-o", "o.fits", "-m", model, "--json"]
+    done = stellar(*words)
+    assert done.status == 3
+    summary = done.json
+    assert (summary["rows"], summary["failed"]) == (6, 1)
+    assert summary["flags"] == {"UNREADABLE": 1}
+    assert summary["reasons"] == [["bad.fits", "the file is empty"]]
+    assert {"read", "prepare", "network", "total"} <= set(summary["seconds"])
+
+
+def test_quiet_says_nothing_but_logs(stellar, stars, model):
+    Path("bad.fits").write_bytes(b"")
+    words = ["-o", "o.fits", "-m", model, "--quiet", "--log", "o.log"]
+    done = stellar("predict", *stars, "bad.fits", *words)
+    assert (done.status, done.err, done.out) == (3, "", b"")
+    assert "bad.fits: the file is empty" in Path("o.log").read_text()
+
+
+def test_errors_reach_the_log_too(stellar, here):
+    done = stellar("predict", "a.fits", "-o", "o.txt", "--log", "o.log")
+    assert done.status == 2
+    assert done.err.count("o.txt") == 1, "said once"
+    assert "ERROR the format of 'o.txt'" in Path("o.log").read_text()
+
+
+def test_verbose_tells_where_the_time_goes(stellar, stars, model):
+    done = stellar("predict", *stars, "-o", "o.fits", "-m", model, "--verbose")
+    assert "network" in done.err
+    assert "by the clock" in done.err
+
+
+def test_many_reasons_are_summed_up(stellar, here, model):
+    surveyfiles.lamost_image("good.fits")
+    for n in range(30):
+        Path(f"bad-{n:02d}.fits").write_bytes(b"")
+    done = stellar("predict", ".", "-o", "o.fits", "-m", model)
+    assert "./bad-00.fits (and 29 more): the file is empty" in done.err
+    assert "--log FILE lists all" in done.err
+    assert len(done.err.splitlines()) < 10
+
+
+def test_the_header_keeps_only_what_matters(monkeypatch):
+    words = ["predict", "a", "-o", "b", "--shard", "1/3", "--shard=2/3", "-j", "3"]
+    words += ["-j4", "--workers=2", "--resume", "-q", "--log", "x", "--model", "m"]
+    monkeypatch.setattr(sys, "argv", ["/bin/stellar", *words])
+    assert command_line() == ["/bin/stellar", *words[:4], "--model", "m"]
+
+
+def test_names_that_no_terminal_can_show():
+    assert printable(os.fsdecode(b"a\xffb\nc")) == "a?b\\nc"
+
+
+def test_the_documented_sentence(stars, model):
+    """``preprocess -o - | predict - -o -``, with real pipes."""
+    first, environment = program("preprocess", *stars, "-r", model, "-o", "-", "-q")
+    second, _ = program("predict", "-", "-o", "-", "-m", model, "-q")
+    with subprocess.Popen(first, env=environment, stdout=subprocess.PIPE) as source:
+        done = subprocess.run(
+            second,
+            env=environment,
+            stdin=source.stdout,
+            capture_output=True,
+            check=True,
+        )
+    assert source.returncode == 0
+    assert done.stderr == b""
+    Path("o.fits").write_bytes(done.stdout)
+    rows = catalog.read("o.fits").rows
+    assert rows["file"].tolist() == stars
+    assert np.isfinite(rows["teff"]).all()
+
+
+def test_environment_variables_are_defaults(stellar, stars, model, monkeypatch):
+    monkeypatch.setenv("STELLAR_MODEL", model)
+    monkeypatch.setenv("STELLAR_QUIET", "1")
+    done = stellar("predict", *stars, "-o", "o.fits")
+    assert (done.status, done.err) == (0, "")
+    assert catalog.read("o.fits").header["MODEL"] == "tiny"
