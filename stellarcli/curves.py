@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stellarcli.checkpoint import Model
 from stellarcli.figures import CONTINUUM, INK, MASKED, canvas
 
-ROW = 1.4  # inches per row of panels
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ROW = 1.3  # inches per row of panels
+COLOURS = {"train": INK, "validation": CONTINUUM, "test": MASKED}
+STEEP = 10.0  # ratio of the largest to the smallest error that wants a logarithm
+BINS = 30
 
 
 def draw(model: Model, labels: dict[str, dict[str, np.ndarray]], output: Path) -> None:
@@ -25,62 +34,90 @@ def draw(model: Model, labels: dict[str, dict[str, np.ndarray]], output: Path) -
         png, pdf or svg.
     """
     history = model.training["history"]
-    count = len(model.labels)
-    with canvas(str(output), ROW * (count + 1)) as figure:
-        grid = figure.add_gridspec(count + 1, 2)
-        _losses(figure.add_subplot(grid[0, :]), history)
+    rows = len(model.labels) + 1
+    with canvas(str(output), ROW * rows + 0.3) as figure:
+        figure.set_layout_engine("constrained")
+        grid = figure.add_gridspec(rows, 2)
+        axes = figure.add_subplot(grid[0, :])
+        _losses(axes, history)
+        axes.set(xlabel="Epoch", ylabel=f"Loss ({model.training['config']['loss']})")
         for row, label in enumerate(model.labels, start=1):
             unit = f" ({label.unit})" if label.unit else ""
             axes = figure.add_subplot(grid[row, 0])
             _errors(axes, history, label.name)
             axes.set(xlabel="Epoch", ylabel=f"MAE of {label.name}{unit}")
             axes = figure.add_subplot(grid[row, 1])
-            _distribution(axes, {p: v[label.name] for p, v in labels.items()})
+            _distribution(axes, {part: v[label.name] for part, v in labels.items()})
             axes.set(xlabel=f"{label.name}{unit}", ylabel="Spectra")
-        figure.tight_layout(pad=0.3)
+        figure.align_ylabels()
+        _legend(figure, {part for part, v in labels.items() if len(v[label.name])})
 
 
-def _members(history: list[dict]) -> dict[int, list[dict]]:
-    numbers = sorted({entry["member"] for entry in history})
-    return {n: [e for e in history if e["member"] == n] for n in numbers}
+def _legend(figure: Figure, parts: set[str]) -> None:
+    """One legend for all panels, above them."""
+    from matplotlib.lines import Line2D
+
+    lines = [
+        Line2D([], [], color=colour, linewidth=1.2, label=part)
+        for part, colour in COLOURS.items()
+        if part in parts
+    ]
+    figure.legend(
+        handles=lines, loc="outside upper center", ncols=len(lines), frameon=False
+    )
 
 
-def _losses(axes, history: list[dict]) -> None:
-    for entries in _members(history).values():
-        epochs = [entry["epoch"] for entry in entries]
-        for key, colour in (("train_loss", INK), ("validation_loss", CONTINUUM)):
-            name = key.removesuffix("_loss")
-            values = [entry[key] for entry in entries]
-            axes.plot(epochs, values, color=colour, label=name)
-    handles, names = axes.get_legend_handles_labels()
-    unique = dict(zip(names, handles, strict=True))
-    axes.legend(unique.values(), unique.keys(), frameon=False)
-    axes.set(xlabel="Epoch", ylabel="Loss")
+def _members(history: list[dict]) -> Iterator[list[dict]]:
+    """Entries of one network after the other."""
+    for number in sorted({entry["member"] for entry in history}):
+        yield [entry for entry in history if entry["member"] == number]
 
 
-def _errors(axes, history: list[dict], name: str) -> None:
-    for entries in _members(history).values():
-        known = [entry for entry in entries if name in entry["mae"]]
-        epochs = [entry["epoch"] for entry in known]
-        axes.plot(epochs, [entry["mae"][name] for entry in known], color=CONTINUUM)
-    axes.set_ylim(bottom=0)
+def _losses(axes: Axes, history: list[dict]) -> None:
+    for entries in _members(history):
+        for part in ("train", "validation"):
+            _curve(axes, entries, [e[f"{part}_loss"] for e in entries], part)
+    _epochs(axes)
 
 
-def _distribution(axes, values: dict[str, np.ndarray]) -> None:
-    """Histograms of the parts of the split, on a common, logarithmic scale."""
-    everything = np.concatenate(list(values.values()))
-    everything = everything[np.isfinite(everything)]
-    edges = np.linspace(everything.min(), everything.max(), 31)
-    colours = {"train": INK, "validation": CONTINUUM, "test": MASKED}
-    for part, numbers in values.items():
-        if np.isfinite(numbers).any():
-            finite = numbers[np.isfinite(numbers)]
-            axes.hist(
-                finite,
-                edges,
-                histtype="step",
-                color=colours[part],
-                label=part,
-                log=True,
-            )
-    axes.legend(frameon=False)
+def _errors(axes: Axes, history: list[dict], name: str) -> None:
+    values = np.array([entry["mae"].get(name, np.nan) for entry in history])
+    known = values[np.isfinite(values) & (values > 0)]
+    for entries in _members(history):
+        errors = [entry["mae"].get(name, np.nan) for entry in entries]
+        _curve(axes, entries, errors, "validation")
+    if known.size and known.max() > STEEP * known.min():
+        axes.set_yscale("log")
+    elif known.size:
+        axes.set_ylim(0, 1.08 * known.max())
+    else:
+        axes.text(0.5, 0.5, "no validation rows", ha="center", transform=axes.transAxes)
+    _epochs(axes)
+
+
+def _curve(axes: Axes, entries: list[dict], values: list[float], part: str) -> None:
+    epochs = [entry["epoch"] for entry in entries]
+    marker = "." if len(epochs) < 12 else ""
+    axes.plot(
+        epochs, values, color=COLOURS[part], linewidth=0.8, marker=marker, markersize=3
+    )
+
+
+def _epochs(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+
+
+def _distribution(axes: Axes, values: dict[str, np.ndarray]) -> None:
+    """Histograms of the parts of the split, with a logarithmic scale."""
+    finite = {part: v[np.isfinite(v)] for part, v in values.items()}
+    everything = np.concatenate(list(finite.values()))
+    low, high = everything.min(), everything.max()
+    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    for part, numbers in finite.items():
+        if numbers.size:
+            counts, _ = np.histogram(numbers, edges)
+            axes.stairs(counts, edges, color=COLOURS[part], linewidth=0.8)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)

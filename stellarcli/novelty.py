@@ -34,21 +34,29 @@ def fit(flux: np.ndarray, ivar: np.ndarray) -> dict[str, np.ndarray]:
     dict of ndarray
         ``mean`` (pixel,), ``components`` (component, pixel), ``floor`` (pixel,): the
         variance that the components leave beyond the noise; ``center`` and
-        ``precision`` of the coefficients; ``thresholds`` (2,), all 1 until
-        `calibrate`.
+        ``precision`` of the coefficients; ``noise`` (1,), the variance of a typical
+        training spectrum; ``thresholds`` (2,), all 1 until `calibrate`. The first two
+        are float32 with the digits of float16, in which model files may keep them; the
+        others, float64, would leave its range.
     """
-    good = ivar > 0
-    count = np.maximum(good.sum(axis=0), 1)
-    mean = (np.where(good, flux, 0).sum(axis=0) / count).astype(np.float32)
-    centred = np.where(good, flux - mean, 0)
+    count, total = np.zeros(flux.shape[1]), np.zeros(flux.shape[1])
+    for rows in _pieces(len(flux)):
+        count += (ivar[rows] > 0).sum(axis=0)
+        total += np.where(ivar[rows] > 0, flux[rows], 0).sum(axis=0)
+    count = np.maximum(count, 1)
+    mean = _rounded(total / count)
+    centred = np.empty_like(flux)
+    for rows in _pieces(len(flux)):
+        centred[rows] = np.where(ivar[rows] > 0, flux[rows] - mean, 0)
     size = max(1, min(COMPONENTS, len(flux) // 4, flux.shape[1]))
-    components = _principal(centred, size)
+    components = _rounded(_principal(centred, size))
     coefficients = centred @ components.T
-    surplus = np.zeros(flux.shape[1])
+    surplus, noises = np.zeros(flux.shape[1]), np.zeros(len(flux))
     for rows in _pieces(len(flux)):
         residual = centred[rows] - coefficients[rows] @ components
-        noise = np.divide(1, ivar[rows], out=np.zeros_like(residual), where=good[rows])
-        surplus += np.where(good[rows], np.square(residual) - noise, 0).sum(axis=0)
+        good, noise = ivar[rows] > 0, _variance(ivar[rows])
+        noises[rows] = noise.mean(axis=1)
+        surplus += np.where(good, np.square(residual) - noise, 0).sum(axis=0)
     floor = np.maximum(surplus / count, 1e-6)
     center = np.median(coefficients, axis=0)
     offset = coefficients - coefficients.mean(axis=0)
@@ -56,10 +64,11 @@ def fit(flux: np.ndarray, ivar: np.ndarray) -> dict[str, np.ndarray]:
     return {
         "mean": mean,
         "components": components,
-        "floor": floor.astype(np.float32),
-        "center": center.astype(np.float32),
-        "precision": np.linalg.inv(covariance).astype(np.float32),
-        "thresholds": np.ones(2, dtype=np.float32),
+        "floor": floor,
+        "center": center.astype(np.float64),
+        "precision": np.linalg.inv(covariance),
+        "noise": np.array([np.median(noises)]),
+        "thresholds": np.ones(2),
     }
 
 
@@ -78,6 +87,16 @@ def _principal(centred: np.ndarray, size: int) -> np.ndarray:
     small = (centred @ basis).astype(np.float64)
     values, vectors = np.linalg.eigh(small.T @ small)
     return (basis @ vectors[:, np.argsort(values)[::-1][:size]]).T.astype(np.float32)
+
+
+def _variance(ivar: np.ndarray) -> np.ndarray:
+    """Return 1/ivar, 0 where masked."""
+    return np.divide(1, ivar, out=np.zeros_like(ivar), where=ivar > 0)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Return float32 with the digits of float16."""
+    return values.astype(np.float16).astype(np.float32)
 
 
 def _pieces(rows: int) -> Iterator[slice]:
@@ -106,17 +125,19 @@ def score(
         Residual over expectation, and distance of the coefficients; each in units of
         its threshold: above 1 is unlike.
     """
+    model = {name: values.astype(np.float32) for name, values in model.items()}
     good = ivar > 0
     centred = np.where(good, flux - model["mean"], 0)
-    components = model["components"].astype(np.float32)
+    components = model["components"]
     coefficients = centred @ components.T
     residual = np.where(good, centred - coefficients @ components, 0)
-    noise = np.divide(1, ivar, out=np.zeros_like(ivar), where=good)
+    noise = _variance(ivar)
     expected = np.where(good, noise + model["floor"], 0).sum(axis=1)
     surplus = np.sqrt(np.square(residual).sum(axis=1) / np.maximum(expected, 1e-12))
     offset = coefficients - model["center"]
-    # noise alone widens the coefficients of a poor spectrum: allow for it
-    share = np.trace(model["precision"]) * noise.mean(axis=1)
+    # more noise than in training widens the coefficients: allow for it
+    more = np.maximum(noise.mean(axis=1) - model.get("noise", 0), 0)
+    share = np.trace(model["precision"]) * more
     squared = np.einsum("ij,jk,ik->i", offset, model["precision"], offset)
     distance = np.sqrt(squared / (len(components) + share))
     return np.stack([surplus, distance], axis=1) / model["thresholds"]
@@ -134,4 +155,4 @@ def calibrate(model: dict[str, np.ndarray], scores: np.ndarray) -> None:
     """
     each = 1 - (1 - GOOD_SHARE) / 2
     levels = np.quantile(scores, each, axis=0) * model["thresholds"]
-    model["thresholds"] = levels.astype(np.float32)
+    model["thresholds"] = levels

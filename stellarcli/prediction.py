@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stellarcli import __version__, catalog, checkpoint, novelty, preparation
+from stellarcli import __version__, catalog, checkpoint, models, novelty, preparation
 from stellarcli.catalog import BAD, FAILED, Flag
 from stellarcli.checkpoint import Model
 from stellarcli.devices import has_bfloat16
@@ -173,7 +173,9 @@ class Predictor:
         reduced = precision == "bfloat16" or (
             precision == "auto" and safe and has_bfloat16(self.device)
         )
-        self.networks = [network.to(self.device) for network in model.networks()]
+        self.networks = [
+            models.fused(network).to(self.device) for network in model.networks()
+        ]
         if reduced:
             for network in self.networks:
                 network.trunk.to(torch.bfloat16)
@@ -436,22 +438,23 @@ def _make(
     summary = Summary()
     cut = {n: tasks[n * PART : (n + 1) * PART] for n in parts.share(run.shard)}
     done = {n: parts.reasons(n) for n in cut if run.resume and parts.is_done(n)}
-    results = _results([task for n in cut if n not in done for task in cut[n]], run)
+    todo = [task for n in cut if n not in done for task in cut[n]]
     repeated = _repeated(tasks)
-    for number, own in cut.items():
-        if number in done:
-            summary.reasons += done[number]
-            progress(sum(map(len, own)))
-            continue
-        rows, reasons, before = [], [], 0
-        for task, (piece, why, seconds) in zip(own, results, strict=False):
-            why = why + _mark(piece, task, repeated)
-            reasons += [(before + row, text) for row, text in sorted(why)]
-            before += len(piece)
-            rows.append(piece)
-            summary.add_seconds(seconds)
-            progress(len(task))
-        summary.reasons += parts.store(number, np.concatenate(rows), reasons)
+    with closing(_results(todo, run)) as results:
+        for number, own in cut.items():
+            if number in done:
+                summary.reasons += done[number]
+                progress(sum(map(len, own)))
+                continue
+            rows, reasons, before = [], [], 0
+            for task, (piece, why, seconds) in zip(own, results, strict=False):
+                why = why + _mark(piece, task, repeated)
+                reasons += [(before + row, text) for row, text in sorted(why)]
+                before += len(piece)
+                rows.append(piece)
+                summary.add_seconds(seconds)
+                progress(len(task))
+            summary.reasons += parts.store(number, np.concatenate(rows), reasons)
     return summary
 
 

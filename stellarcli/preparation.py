@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -191,10 +192,11 @@ def write_table(
         units |= {free[name]: unit for name, unit in labels.units.items()}
         matcher = catalog.Matcher(labels.rows, radius)
     prepare = partial(run, recipe=recipe, exposures=exposures)
-    chunks = ordered_map(prepare, work, workers)
-    if recipe.wavelength is None:
-        chunks = _equally_wide(chunks, output)
-    with PreparedWriter(output, recipe, cards, units) as writer:
+    with ExitStack() as stack:
+        chunks = stack.enter_context(closing(ordered_map(prepare, work, workers)))
+        if recipe.wavelength is None:
+            chunks = stack.enter_context(closing(_equally_wide(chunks, output)))
+        writer = stack.enter_context(PreparedWriter(output, recipe, cards, units))
         for chunk in chunks:
             rows = _widened(chunk.rows, longest)
             if matcher is not None:

@@ -385,22 +385,6 @@ def test_an_output_among_the_inputs_is_no_input(stellar, stars, here, model):
         assert read("out.fits")["file"].tolist() == [f"./{name}" for name in stars]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A directory on a disk of 400 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "none", folder],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("only root can mount a small disk")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 @pytest.mark.parametrize("full", ["at once", "later"])
 def test_a_full_disk(stellar, stars, model, small_disk, full):
     room = {"at once": 400_000, "later": 397_000}[full]

@@ -271,16 +271,15 @@ def test_prepared_tables_are_not_prepared_again(stellar, stars, recipe):
     assert "'p.fits' is prepared already" in done.err
 
 
-def test_a_full_disk(stars, recipe, process):
-    before = (
-        "import os\n"
-        "def full(number): raise OSError(28, 'No space left on device')\n"
-        "os.fsync = full"
-    )
-    done = process("preprocess", *stars, "-r", recipe, "-o", "p.fits", before=before)
-    assert done.status == 1
-    assert "can't write p.fits: no space left on the disk" in done.err
-    assert not [name for name in os.listdir() if name.endswith(("p.fits", ".part"))]
+@pytest.mark.parametrize("room", [0, 9000, 30_000])
+@pytest.mark.parametrize("name", ["tiny.yaml", "spectrafm"])
+def test_a_full_disk(stellar, stars, recipe, small_disk, name, room):
+    (small_disk / "ballast").write_bytes(bytes(400_000 - room))
+    output = small_disk / "p.fits"
+    done = stellar("preprocess", *stars * 4, "-r", name, "-o", output)
+    assert done.status == 1, done.err
+    assert f"can't write {output}: no space left on the disk" in done.err
+    assert os.listdir(small_disk) == ["ballast"]
 
 
 # -------------------------------------------------------------------- odd spectra

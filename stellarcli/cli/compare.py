@@ -165,7 +165,7 @@ def compare(
         raise UsageError(
             "name catalogues to compare, the truth last, or give --architectures."
         )
-    target_file = _checked(output, figure, overwrite)
+    target_file = _checked(output, figure, overwrite, sources)
     how = {"output": target_file, "json": json}
     if architectures:
         _architectures(architectures, latency, device, quiet, **how)
@@ -193,8 +193,12 @@ def compare(
         _accuracy(sources, request, figure, panels, quiet, **how)
 
 
-def _checked(output: str | None, figure: str | None, overwrite: bool) -> str | None:
+def _checked(
+    output: str | None, figure: str | None, overwrite: bool, sources: Sequence[str]
+) -> str | None:
     """Check all outputs before anything is computed."""
+    from stellarcli.errors import UsageError
+
     if figure:
         from stellarcli import figures
 
@@ -203,7 +207,10 @@ def _checked(output: str | None, figure: str | None, overwrite: bool) -> str | N
         return None
     from stellarcli.comparison import writing
 
-    return writing.check_output(output, overwrite)
+    target = writing.check_output(output, overwrite)
+    if target != "-" and target in sources:
+        raise UsageError(f"{target} is to be compared; give another --output.")
+    return target
 
 
 def _no_figure(figure: str | None, what: str) -> None:

@@ -35,8 +35,9 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             _ignore_signals()
             say("stellar: interrupted; 'predict --resume' goes on with finished parts.")
-            number = error.number if isinstance(error, Ended) else signal.SIGINT
-            raise typer.Exit(128 + number) from None
+            ended = isinstance(error, Ended)
+            status = 128 + error.number if ended else ExitStatus.INTERRUPTED
+            raise typer.Exit(status) from None
         except BrokenPipeError:
             # the program behind the pipe has seen enough; keep Python from complaining
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

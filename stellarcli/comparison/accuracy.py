@@ -20,7 +20,7 @@ from stellarcli.comparison.sides import Assignment, Side, Wishes
 from stellarcli.errors import UsageError
 
 SNR_EDGES = (0, 10, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 1000)
-BINS = 8  # wanted in a quantity without edges of its own
+BINS = 12  # wanted in a quantity without edges of its own, at most
 
 Statistics = dict[str, Any]
 
@@ -394,8 +394,9 @@ def bin_edges(name: str, values: np.ndarray) -> list[float]:
         raise UsageError(f"no row has a {name} to bin by.")
     low, high = np.percentile(finite, [0.2, 99.8])
     if name in sides.SNR:
-        edges = [e for e in SNR_EDGES if e <= high]
-        return [*map(float, edges), float(max(finite.max(), edges[-1] + 1))]
+        inner = [float(e) for e in SNR_EDGES if e <= high]
+        beyond = [float(e) for e in SNR_EDGES if e > high and e >= finite.max()]
+        return [*inner, beyond[0] if beyond else float(np.ceil(finite.max() + 1))]
     if low == high:
         return [float(low) - 0.5, float(high) + 0.5]
     rough = (high - low) / BINS
@@ -429,13 +430,14 @@ def binned(by: np.ndarray, edges: Sequence[float], values: Values) -> list[Stati
     values : Values
     """
     rows = metrics.binned(by, edges, values.predicted, values.reference, values.error)
+    residual = values.residual
     for number, row in enumerate(rows):
         last = number == len(rows) - 1
         upper = by <= row["high"] if last else by < row["high"]
-        inside = (by >= row["low"]) & upper & np.isfinite(values.residual)
+        inside = (by >= row["low"]) & upper & np.isfinite(residual)
         if inside.any():
             row["middle"] = float(np.median(by[inside]))
-            row["intervals"] = metrics.intervals(values.residual[inside])
+            row["intervals"] = metrics.intervals(residual[inside], medians=False)
     return [row for row in rows if row["n"]]
 
 

@@ -26,6 +26,7 @@ from stellarcli.labels import ELEMENTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PAGE = 7.1  # inches: two columns of a journal and the space between them
 HEIGHT = 1.75  # inches of one row of panels
@@ -78,8 +79,9 @@ def draw(comparison: Comparison, output: str, panels: Sequence[str] = ()) -> Non
     plan = {
         label: [p for p in panels or _default(label) if _possible(comparison, label, p)]
         for label in comparison.labels
+        if _models(comparison, label)
     }
-    columns = max(map(len, plan.values()))
+    columns = max(map(len, plan.values()), default=0)
     if not columns:
         raise UsageError(
             f"there is nothing to draw for the panels {', '.join(panels)}: the "
@@ -97,6 +99,28 @@ def draw(comparison: Comparison, output: str, panels: Sequence[str] = ()) -> Non
             for one, panel in zip(row, chosen, strict=False):
                 PANELS[panel](one, comparison, label)
                 one.tick_params(which="both", top=True, right=True)
+        if len(comparison.models) > 1:
+            _key(figure, comparison)
+
+
+def _key(figure: Figure, comparison: Comparison) -> None:
+    """Say once, above all panels, which line is which model."""
+    from matplotlib.lines import Line2D
+
+    lines = [
+        Line2D(
+            [], [], marker=_mark(comparison, m), markersize=3, **_look(comparison, m)
+        )
+        for m in comparison.models
+    ]
+    figure.legend(
+        lines,
+        [_short(model.name, 30) for model in comparison.models],
+        loc="outside upper center",
+        ncols=min(len(lines), 4 if figure.get_figwidth() > figures.WIDTH else 2),
+        frameon=False,
+        handlelength=2.6,
+    )
 
 
 def _default(label: str) -> tuple[str, ...]:
@@ -121,8 +145,8 @@ def _models(comparison: Comparison, label: str) -> list[Model]:
 def _look(comparison: Comparison, model: Model) -> dict[str, object]:
     """Colour and line of a model, the same in every panel."""
     number = comparison.models.index(model)
-    line = LINES[number % len(LINES)]
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": line}
+    colour, line = COLOURS[number % len(COLOURS)], LINES[number % len(LINES)]
+    return {"color": colour, "linestyle": line, "linewidth": 0.9}
 
 
 def _mark(comparison: Comparison, model: Model) -> str:
@@ -143,7 +167,9 @@ def _short(name: str, size: int = 18) -> str:
     return name if len(name) <= size else name[: size - 1] + "…"
 
 
-def _write(axes: Axes, text: str, corner: str = "upper left") -> None:
+def _write(
+    axes: Axes, text: str, corner: str = "upper left", colour: str = INK
+) -> None:
     """Write into a corner, clear of the ticks."""
     right, lower = "right" in corner, "lower" in corner
     axes.annotate(
@@ -154,6 +180,7 @@ def _write(axes: Axes, text: str, corner: str = "upper left") -> None:
         textcoords="offset points",
         ha="right" if right else "left",
         va="bottom" if lower else "top",
+        color=colour,
         fontsize=6,
         linespacing=1.25,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
@@ -165,10 +192,9 @@ def _figure(value: float) -> str:
     """Three digits, with a minus sign that is one."""
     if not np.isfinite(value):
         return "–"
-    if abs(value) >= 100:
-        return f"{value:.0f}".replace("-", "−")
     digits = 2 - int(np.floor(np.log10(max(abs(value), 1e-3))))
-    return f"{value:.{min(max(digits, 0), 3)}f}".replace("-", "−")
+    text = f"{value:.{min(max(digits, 0), 3)}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
 
 
 # -------------------------------------------------------------------------- density
@@ -223,7 +249,8 @@ def _histogram(
         edges, edges, shown, cmap=_colours(), norm=norm, rasterized=True, zorder=1
     )
     bar = axes.figure.colorbar(picture, ax=axes, pad=0.02, fraction=0.06, aspect=25)
-    bar.set_label("stars per cell", labelpad=1)
+    bar.set_label("Stars per cell", labelpad=2)
+    bar.ax.yaxis.set_major_formatter("{x:g}")
     bar.outline.set_linewidth(0.4)
     bar.ax.tick_params(which="both", direction="in", pad=1.5)
     bar.ax.minorticks_off()
@@ -249,8 +276,8 @@ def _parabola(axes: Axes, values: Values, limits: tuple[float, float]) -> None:
         grid, middle - band, middle + band, color=COLOURS[1], alpha=0.3, linewidth=0
     )
     line = {"color": COLOURS[1], "linestyle": "--", "linewidth": 0.9, "zorder": 4}
-    axes.plot(middle, grid, **line, label="quadratic fit, 95 % band")
-    axes.legend(loc="lower right", frameon=False, handlelength=1.6, fontsize=5.5)
+    axes.plot(middle, grid, **line)
+    _write(axes, "quadratic fit\nand 95 % band", "lower right", COLOURS[1])
 
 
 def _same_ticks(axes: Axes, label: str, low: float, high: float) -> None:
@@ -294,8 +321,9 @@ def _residuals(axes: Axes, comparison: Comparison, label: str) -> None:
             height = counts / residual.size / np.diff(edges)
             axes.stairs(height, edges, fill=True, color="#9ECAE1", alpha=0.8)
         look = _look(comparison, model)
-        axes.plot(grid, density, linewidth=1.0, label=_short(model.name), **look)
-    axes.axvline(0, color=INK, linewidth=0.5, zorder=1)
+        axes.plot(grid, density, **look)
+    top = 1 if len(models) == 1 else 0.7  # clear of the legend
+    axes.axvline(0, 0, top, color=INK, linewidth=0.5, zorder=1)
     axes.set(xlim=limits, yticks=[])
     axes.set_ylim(0, 1.45 * axes.get_ylim()[1] if len(models) > 1 else None)
     unit = models[0].values[label].unit
@@ -306,29 +334,24 @@ def _residuals(axes: Axes, comparison: Comparison, label: str) -> None:
 
 
 def _moments(axes: Axes, models: Sequence[Model], label: str) -> None:
-    """Mean and standard deviation: in a corner, or in the legend of several."""
-    words = [
-        f"μ = {_figure(m.labels[label]['bias'])}, σ = {_figure(m.labels[label]['std'])}"
-        for m in models
-    ]
-    if len(models) == 1:
-        _write(axes, words[0].replace(", ", "\n"))
-        beyond = _beyond(axes, models[0].values[label].residual)
-        if beyond:
-            _write(axes, f"{beyond}\noutside", "upper right")
+    """Mean and standard deviation: in a corner, or beside the lines of several."""
+    found = [(m.labels[label]["bias"], m.labels[label]["std"]) for m in models]
+    if len(models) > 1:
+        words = [f"{_figure(mean)} ± {_figure(std)}" for mean, std in found]
+        axes.legend(axes.get_lines()[: len(models)], words, title="μ ± σ", **LEGEND)
         return
-    lines = axes.get_lines()[: len(models)]
-    axes.legend(
-        lines,
-        [f"{_short(m.name, 12)}: {w}" for m, w in zip(models, words, strict=True)],
-        **LEGEND,
-    )
+    mean, std = found[0]
+    _write(axes, f"μ = {_figure(mean)}\nσ = {_figure(std)}")
+    beyond = _beyond(axes, models[0].values[label].residual)
+    if beyond:
+        _write(axes, f"{beyond}\noutside", "upper right")
 
 
 LEGEND = {
     "loc": "upper left",
     "frameon": False,
     "fontsize": 5.5,
+    "title_fontsize": 5.5,
     "handlelength": 1.8,
     "borderaxespad": 0.3,
     "labelspacing": 0.3,
@@ -401,9 +424,7 @@ def _bins(axes: Axes, comparison: Comparison, label: str) -> None:
             yerr=np.maximum(np.abs(ends - value), 0),
             marker=_mark(comparison, model),
             markersize=2.5,
-            linewidth=0.8,
             elinewidth=0.7,
-            label=_short(model.name, 14),
             **_look(comparison, model),
         )
     _bins_axes(axes, comparison, label, name)
@@ -411,7 +432,7 @@ def _bins(axes: Axes, comparison: Comparison, label: str) -> None:
 
 def _bins_axes(axes: Axes, comparison: Comparison, label: str, name: str) -> None:
     unit = _models(comparison, label)[0].values[label].unit
-    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
+    axes.set_ylim(0, 1.15 * axes.get_ylim()[1] or 1.0)
     if name == "snr":
         axes.set_xscale("log")
         axes.set_xlabel("S/N")
@@ -425,8 +446,6 @@ def _bins_axes(axes: Axes, comparison: Comparison, label: str, name: str) -> Non
     axes.set_ylabel(
         "MAE " + _symbol(label, unit) if label != SUBTYPE else "MAE (types)"
     )
-    if len(comparison.models) > 1:
-        axes.legend(**LEGEND | {"loc": "upper right"})
 
 
 def _shows(axes: Axes, value: float) -> bool:
@@ -447,8 +466,7 @@ def _calibration(axes: Axes, comparison: Comparison, label: str) -> None:
         axes.plot(
             [0, *curve["expected"], 1],
             [0, *curve["observed"], 1],
-            linewidth=1.0,
-            label=f"{_short(model.name, 12)}: k = {_figure(found['scaling'])}",
+            label=f"k = {_figure(found['scaling'])}",
             **_look(comparison, model),
         )
         words.append(
@@ -465,7 +483,9 @@ def _calibration(axes: Axes, comparison: Comparison, label: str) -> None:
         high = _too_large(axes)
         _write(axes, words[0], "lower right" if high else "upper left")
     else:
-        axes.legend(**LEGEND | {"loc": "lower right" if _too_large(axes) else "best"})
+        axes.legend(
+            **LEGEND | {"loc": "lower right" if _too_large(axes) else "upper left"}
+        )
 
 
 def _too_large(axes: Axes) -> bool:
@@ -477,7 +497,7 @@ def _too_large(axes: Axes) -> bool:
 
 
 def _errors(axes: Axes, comparison: Comparison, label: str) -> None:
-    """Distribution of absolute errors, on a logarithmic scale: the tail is the point."""
+    """Distribution of absolute errors, on a logarithmic scale for its tail."""
     subtype = label == SUBTYPE
     factor = 10.0 if subtype else 1.0
     models = _models(comparison, label)
@@ -492,10 +512,10 @@ def _errors(axes: Axes, comparison: Comparison, label: str) -> None:
     for model in models:
         values = errors[model.name]
         share = np.histogram(values, edges)[0] / values.size
-        text = _short(model.name, 14)
+        text = None
         if subtype:
-            text += f": {100 * model.labels[label]['within_half_subtype']:.1f} %"
-        axes.stairs(share, edges, label=text, linewidth=0.9, **_look(comparison, model))
+            text = f"{100 * model.labels[label]['within_half_subtype']:.1f} %"
+        axes.stairs(share, edges, label=text, **_look(comparison, model))
     axes.set_yscale("log")
     axes.set_xlim(0, edges[-1])
     axes.set_ylim(top=6)
@@ -505,9 +525,7 @@ def _errors(axes: Axes, comparison: Comparison, label: str) -> None:
     axes.set_ylabel("Fraction of stars")
     if subtype:
         axes.axvline(0.5, color=INK, linewidth=0.5, linestyle=":")
-    if subtype or len(models) > 1:
-        title = "within ½ subtype" if subtype else None
-        axes.legend(**LEGEND | {"loc": "upper right"}, title=title, title_fontsize=5.5)
+        axes.legend(**LEGEND | {"loc": "upper right"}, title="within ½ subtype")
 
 
 PANELS = {

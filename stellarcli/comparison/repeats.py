@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -242,30 +243,36 @@ def _label(
     bins = {}
     for text in request.by:
         quantity, edges = parse_bins(text)
-        bins[quantity] = _bins(side, quantity, edges, first, second, difference, errors)
+        lower = _smaller(side, quantity, first, second)
+        edges = edges or bin_edges(quantity, lower)
+        bins[quantity] = _bins(lower, edges, difference, errors, star[first])
     return found, bins
 
 
+def _smaller(
+    side: Side, quantity: str, first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+    """Smaller value of a quantity in each pair."""
+    values = np.asarray(_Columns(side)(quantity), dtype=np.float64)
+    return np.minimum(values[first], values[second])
+
+
 def _bins(
-    side: Side,
-    quantity: str,
-    edges: list[float] | None,
-    first: np.ndarray,
-    second: np.ndarray,
+    by: np.ndarray,
+    edges: list[float],
     difference: np.ndarray,
     errors: np.ndarray | None,
+    star: np.ndarray,
 ) -> list[dict[str, Any]]:
-    by = np.asarray(_Columns(side)(quantity), dtype=np.float64)
-    by = np.minimum(by[first], by[second])
-    edges = edges or bin_edges(quantity, by)
+    """Precision in bins; those without pairs are left out."""
     number = np.searchsorted(edges, by, side="right") - 1
     number[by == edges[-1]] = len(edges) - 2
     rows = []
-    for index in range(len(edges) - 1):
-        inside = number == index
-        row = metrics.precision(
-            difference[inside], None if errors is None else errors[inside]
-        )
+    for index, (low, high) in enumerate(pairwise(edges)):
+        inside = (number == index) & np.isfinite(difference)
+        within = None if errors is None else errors[inside]
+        row = {"low": low, "high": high} | metrics.precision(difference[inside], within)
+        row["stars"] = int(np.unique(star[inside]).size)
         if row["n"]:
-            rows.append({"low": edges[index], "high": edges[index + 1]} | row)
+            rows.append(row)
     return rows

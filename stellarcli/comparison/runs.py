@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,5 +185,6 @@ def _settings(table: catalog.Table, prefix: str) -> list[Setting]:
         for name, (label, metric) in figures.items():
             values.setdefault(label, {})[metric] = averaged[name]
         settings = dict(zip(by, key, strict=True))
-        found.append(Setting(table.name, settings, sum(same), values))
+        name = os.path.basename(table.name)
+        found.append(Setting(name, settings, sum(same), values))
     return found

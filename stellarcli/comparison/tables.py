@@ -25,7 +25,7 @@ NAMES = {  # of labels, in headings
     "teff": "Teff",
     "logg": "log g",
     "feh": "[Fe/H]",
-    SUBTYPE: "spectral type",
+    SUBTYPE: "Spectral type",
 }
 UNITS = {"logg": "dex", "feh": "dex", SUBTYPE: "types"}
 
@@ -136,11 +136,8 @@ def _accuracy(comparison: Comparison, label: str) -> Block:
     left_out = sum(m.labels[label]["left_out"] for m in models)
     if left_out:
         notes.append(f"{left_out} rows without a value or reference, not counted.")
-    if printed:
-        paper = published.get(comparison.paper)
-        notes.append(
-            f"{PRINTED} as printed, on other data: {paper.source}. {paper.data}."
-        )
+    if last:
+        notes.append(_source(comparison.paper))
     unit = models[0].labels[label]["unit"]
     return Block(heading(label, unit), head, tuple(rows), tuple(notes))
 
@@ -353,10 +350,7 @@ def run_blocks(runs: Runs) -> list[Block]:
     ]
     notes = [f"{runs.part} rows; mean ± standard deviation over repeats."]
     if runs.published:
-        paper = published.get(runs.paper)
-        notes.append(
-            f"{PRINTED} as printed, on other data: {paper.source}. {paper.data}."
-        )
+        notes.append(_source(runs.paper))
     title = ", ".join(dict.fromkeys(s.source for s in runs.settings))
     return [Block(title, head, tuple(rows), tuple(notes))]
 

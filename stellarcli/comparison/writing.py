@@ -400,9 +400,10 @@ def write_architectures(
     columns, values = [], {}
     for name, (unit, description) in SIZES.items():
         given = [row.get(name) for row in rows]
-        text = name in ("name", "variant", "conv")
-        columns.append(Column(name, "S" if text else "f8", unit, description))
-        values[name] = np.array([v or "" for v in given] if text else _floats(given))
+        kind = _kind(name, given)
+        columns.append(Column(name, kind, unit, description))
+        filler = {"S": "", "f8": np.nan}.get(kind)
+        values[name] = np.array([filler if v is None else v for v in given])
     catalog.write(path, catalog.rows(columns, values), columns, header, overwrite=True)
 
 
@@ -412,5 +413,8 @@ def _size(value: float | None) -> str:
     return f"{value:.3f}" if isinstance(value, float) else f"{value:d}"
 
 
-def _floats(values: Sequence[float | None]) -> list[float]:
-    return [np.nan if value is None else value for value in values]
+def _kind(name: str, values: Sequence[Any]) -> str:
+    """Type of a column: text, whole numbers where all are there, or numbers."""
+    if name in ("name", "variant", "conv"):
+        return "S"
+    return "i8" if all(isinstance(value, int) for value in values) else "f8"
