@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+
 from stellarcli import catalog, labels, published
 from stellarcli.comparison import accuracy, drawing, repeats, runs, sides, writing
 from stellarcli.errors import UsageError
@@ -87,7 +88,7 @@ def test_numbers_by_hand(stellar, model, truth):
 def test_agrees_with_numpy(stellar, here):
     rng = np.random.default_rng(1)
     size = 400
-    ids = rng.permutation(size)
+    ids = 1 + rng.permutation(size)
     reference = {"teff": rng.uniform(4e3, 8e3, size), "logg": rng.uniform(1, 5, size)}
     error = {"teff": rng.uniform(20, 90, size), "logg": rng.uniform(0.05, 0.2, size)}
     predicted = {n: reference[n] + error[n] * rng.normal(0, 1, size) for n in error}
@@ -184,14 +185,6 @@ def test_reads_every_format(stellar, model, truth, ending):
     name = f"same.{ending}"
     catalog.write(name, table.rows, catalog.columns_of(table.rows, table.units))
     assert compared(stellar, model, name)["labels"]["teff"]["mae"] == 36
-
-
-def test_reads_standard_input_and_row_filters(stellar, model, truth):
-    with open(model, "rb") as file:
-        done = stellar("compare", "-", truth, "--json", stdin=file.read())
-    if done.status:  # cfitsio reads the process's own stdin
-        pytest.skip("standard input of this process isn't the file")
-    assert done.json["labels"]["teff"]["mae"] == 36
 
 
 def test_row_filter_of_cfitsio(stellar, model, truth):
@@ -334,11 +327,9 @@ def test_rows_without_a_value_are_counted_apart(stellar, model):
 def test_flagged_rows_count_unless_dropped(stellar, model, truth):
     assert "1 matched rows are flagged, counted" in stellar("compare", model, truth).err
     found = compared(stellar, model, truth, "--drop-flagged")
-    # LARGE_ERROR of the third is bad, LOW_SNR of the first is not
-    assert (found["counts"]["flagged"], found["labels"]["teff"]["n"]) == (5, 0) or (
-        found["counts"]["dropped"],
-        found["labels"]["teff"]["n"],
-    ) == (1, 4)
+    # the header says that LARGE_ERROR is bad, LOW_SNR is not
+    assert (found["counts"]["flagged"], found["counts"]["dropped"]) == (1, 1)
+    assert found["labels"]["teff"]["n"] == 4
 
 
 def test_all_rows_flagged(stellar, truth):
@@ -476,11 +467,11 @@ def test_published_rows_are_marked(stellar, model, truth):
     assert "SPFusion printed nothing about teff" in done.err
 
 
-RUNS = """model,network.variant,repeat,teff_n,teff_mae,teff_rmse,test_teff_mae,test_teff_rmse
-m.safetensors,MMMM,0,9,70,100,80,110
-m.safetensors,MMMM,1,9,72,100,84,110
-m.safetensors,MMTT,0,9,60,90,70,100
-m.safetensors,MMTT,1,9,64,90,76,100
+RUNS = """model,network.variant,repeat,teff_mae,test_teff_mae,test_teff_rmse
+m.safetensors,MMMM,0,70,80,110
+m.safetensors,MMMM,1,72,84,110
+m.safetensors,MMTT,0,60,70,100
+m.safetensors,MMTT,1,64,76,100
 """
 
 

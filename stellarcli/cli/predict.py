@@ -117,7 +117,7 @@ def predict(
 
 def _report(summary, output: str, verbose: bool) -> None:
     total = summary.seconds.get("total", 0.0)
-    rate = f", {summary.rows / total:.0f}/s" if total else ""
+    rate = f", {summary.computed / total:.0f}/s" if summary.computed else ""
     where = "standard output" if output == "-" else output
     if summary.complete:
         say(f"{summary.rows} spectra in {where}{rate}")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -203,15 +203,17 @@ def read_sides(sources: Sequence[str], wishes: Wishes, truth: bool) -> list[Side
         for number, source in enumerate(sources, start=1)
     ]
     for a in wishes.columns:
-        if not any(a.name in side.rows.dtype.names for side in found):
+        if not any(a in side.applied for side in found):
             raise UsageError(
                 f"--column {a.text}: no catalogue has a column {a.value!r}."
             )
     names = [side.name for side in found]
-    for side in found:
-        if names.count(side.name) > 1:
-            object.__setattr__(side, "name", f"{side.name} ({side.key})")
-    return found
+    return [
+        replace(side, name=f"{side.name} ({side.key})")
+        if names.count(side.name) > 1
+        else side
+        for side in found
+    ]
 
 
 def _model(

@@ -325,7 +325,7 @@ def _residuals(axes: Axes, comparison: Comparison, label: str) -> None:
     top = 1 if len(models) == 1 else 0.7  # clear of the legend
     axes.axvline(0, 0, top, color=INK, linewidth=0.5, zorder=1)
     axes.set(xlim=limits, yticks=[])
-    axes.set_ylim(0, 1.45 * axes.get_ylim()[1] if len(models) > 1 else None)
+    axes.set_ylim(0, (1.45 if len(models) > 1 else 1.15) * axes.get_ylim()[1])
     unit = models[0].values[label].unit
     axes.set_xlabel("Δ " + _symbol(label, unit) if label != SUBTYPE else "Δ type")
     axes.set_ylabel("Density")

@@ -29,7 +29,7 @@ OTHER_NAMES = {
     "teff": ("t_eff", "teff_lasp", "teff_k", "teff_adop", "teff_gspphot"),
     "logg": ("log_g", "logg_lasp", "logg_adop", "logg_gspphot"),
     "feh": ("feh_lasp", "feh_adop"),
-    SUBTYPE: (),
+    SUBTYPE: ("sptype_number", "spt_num", "subclass_num"),
 }
 ERRORS = ("{}_err", "e_{}", "err_{}", "{}_error", "{}_unc", "sigma_{}", "{}_sigma")
 FILLERS = (-99.0, -999.0, -9999.0)  # of missing numbers
@@ -155,6 +155,8 @@ class Side:
     units : dict of str
         By column, where known.
     header : dict
+    applied : tuple of Assignment
+        Those that named a column which is there.
     """
 
     name: str
@@ -165,6 +167,7 @@ class Side:
     errors: dict[str, str]
     units: dict[str, str] = field(default_factory=dict)
     header: dict[str, object] = field(default_factory=dict)
+    applied: tuple[Assignment, ...] = ()
 
     def has(self, name: str) -> bool:
         """Say whether there is a column."""
@@ -196,7 +199,7 @@ def read(source: str, number: int, truth: bool, wishes: Wishes) -> Side:
     """
     mapped = [a for a in wishes.columns if a.concerns(number, truth)]
     table = _read(source, lambda names: _needed(names, mapped, wishes))
-    rows, units = _renamed(table, mapped)
+    rows, units, applied = _renamed(table, mapped)
     values = _values(rows.dtype.names, mapped, wishes.target)
     values = {n: c for n, c in values.items() if rows.dtype[c].kind in "fiu"}
     errors = {
@@ -219,6 +222,7 @@ def read(source: str, number: int, truth: bool, wishes: Wishes) -> Side:
         errors=errors,
         units=units,
         header=table.header,
+        applied=applied,
     )
 
 
@@ -292,16 +296,17 @@ def _needed(
 
 def _renamed(
     table: catalog.Table, mapped: Sequence[Assignment]
-) -> tuple[np.ndarray, dict[str, str]]:
+) -> tuple[np.ndarray, dict[str, str], tuple[Assignment, ...]]:
     """Give columns the names that the options say; missing ones are an error.
 
     An assignment to no side in particular concerns the catalogues that have the column.
     """
     present = table.rows.dtype.names
-    new = {}
+    new, applied = {}, []
     for assignment in mapped:
         if assignment.value.lower() in present:
             new[assignment.name] = assignment.value.lower()
+            applied.append(assignment)
         elif assignment.side:
             raise UsageError(
                 f"--column {assignment.text}: {table.name or 'standard input'} has no "
@@ -314,7 +319,7 @@ def _renamed(
     for name, old in order.items():
         rows[name] = table.rows[old]
     units = {n: table.units[old] for n, old in order.items() if old in table.units}
-    return rows, units
+    return rows, units, tuple(applied)
 
 
 def _values(
