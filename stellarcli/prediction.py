@@ -46,7 +46,7 @@ except ImportError:  # Windows
 PART = 16  # tasks per part: what an interrupted run loses at most
 DISAGREEMENT = 1.5  # spread of an ensemble's values over their predicted error
 PRECISIONS = ("auto", "float32", "bfloat16")
-WRONG = 0.3  # change of labels of noise by bfloat16 over their errors; 0.003 where it is right
+WRONG = 0.3  # change of labels by bfloat16 over their errors; 0.003 where it is right
 
 log = logging.getLogger(__name__)
 

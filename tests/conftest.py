@@ -10,6 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import surveyfiles
+from hypothesis import settings
+
+# a busy machine makes no test wrong
+settings.register_profile("stellar", deadline=None)
+settings.load_profile("stellar")
 
 ROOT = Path(__file__).parent.parent
 # the grid of surveyfiles.grid(), a little less on both sides

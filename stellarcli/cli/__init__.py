@@ -44,8 +44,8 @@ def stellar(
 ) -> None:
     """Turn raw survey spectra into a catalogue of stellar parameters.
 
-    Examples
-    --------
+    Examples:
+
       stellar fetch simulated -n 200 -o spectra/
 
       stellar predict spectra/ -o params.fits

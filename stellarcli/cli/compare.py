@@ -144,8 +144,8 @@ def compare(
     accuracy, calibration of the errors and, of several models, who is better on the
     same stars. Flagged rows count; rows without a value are counted apart.
 
-    Examples
-    --------
+    Examples:
+
       stellar compare params.fits truth.fits --figure accuracy.pdf
 
       stellar compare mine.fits theirs.csv truth.fits --column teff=Teff_lasp --by snr

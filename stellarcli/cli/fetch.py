@@ -16,8 +16,8 @@ app = typer.Typer(no_args_is_help=True, help="Get spectra to work on.")
 def fetch() -> None:
     """Get spectra to work on.
 
-    Examples
-    --------
+    Examples:
+
       stellar fetch simulated -n 200 -o spectra/
     """
 
@@ -83,8 +83,8 @@ def simulated(
     and bad pixels are as in LAMOST DR10. The survey's reader can't tell the files from
     real ones, their header can.
 
-    Examples
-    --------
+    Examples:
+
       stellar fetch simulated -n 200 -o spectra/ --labels-out truth.fits
 
       stellar fetch simulated -n 50 -o dwarfs/ --range teff=4000:7000,logg=4:5 --snr 50

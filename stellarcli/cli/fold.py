@@ -45,8 +45,8 @@ def fold(
     from right to left, and so on. HDUs IMAGES and IVAR_IMAGES are cubes (spectrum, row,
     column), WAVELENGTH is an image of the same shape.
 
-    Examples
-    --------
+    Examples:
+
       stellar preprocess spectra/ -r scanet -o prepared.fits
 
       stellar fold prepared.fits -o folded.fits --png star.png

@@ -63,8 +63,8 @@ def predict(
     Every input gets a row, in input order; rows that could not be computed are flagged
     and hold NaN. The header explains the flags.
 
-    Examples
-    --------
+    Examples:
+
       stellar predict spectra/*.fits -o params.fits
 
       stellar predict @night.txt -o params.fits --log night.log --resume

@@ -65,8 +65,8 @@ def preprocess(
     The table holds recipe, wavelengths, flux and inverse variance, what the survey says
     about each spectrum, and flags. 'train', 'predict' and 'fold' take it.
 
-    Examples
-    --------
+    Examples:
+
       stellar preprocess spectra/*.fits -o prepared.fits --labels labels.fits
 
       stellar preprocess spectra/ -o prepared.fits --recipe scanet --figure star.png

@@ -29,7 +29,15 @@ def train(
             "prepared first with --recipe.",
         ),
     ],
-    output: options.Output,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="MODEL",
+            help="Model file, *.safetensors; !MODEL replaces an existing one.",
+        ),
+    ],
     model: Annotated[
         str | None,
         typer.Option(
@@ -152,8 +160,8 @@ def train(
     all that 'predict' needs. Beside it: the split (.split.fits), the curves (.png) and,
     for several runs, their outcomes (.runs.csv). 'torchrun' starts it on several GPUs.
 
-    Examples
-    --------
+    Examples:
+
       stellar train prepared.fits -o mine.safetensors --group plan
 
       stellar train mine.fits -o tuned.safetensors --init default --epochs 10
