@@ -29,7 +29,7 @@ class ExitStatus(IntEnum):
     INCOMPLETE = 3  # finished; some rows could not be computed
     AUTHENTICATION = 4  # an archive refused access
     NO_SPECTRA = 64  # no usable spectra
-    INTERRUPTED = 130  # Ctrl-C; finished parts kept
+    INTERRUPTED = 130  # Ctrl-C; finished parts kept (143 by SIGTERM, 129 by SIGHUP)
 
 
 class StellarError(Exception):

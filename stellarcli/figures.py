@@ -82,7 +82,7 @@ def check_output(path: str, overwrite: bool = True) -> str:
             f"figure {path!r} can't be drawn in format {ending or 'without a name'!r}; "
             f"name it *{', *'.join(ENDINGS)}."
         )
-    catalog._check_directory(path)
+    catalog.check_directory(path)
     if os.path.exists(path) and not overwrite:
         raise OutputExistsError(
             f"{path} exists; give --overwrite to replace it, or another name."

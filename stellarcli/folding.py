@@ -198,7 +198,7 @@ def is_folded(path: str) -> bool:
     import fitsio
 
     try:
-        with catalog._literal(path) as plain:
+        with catalog.literal(path) as plain:
             return "FOLD" in fitsio.read_header(plain)
     except OSError:
         return False
@@ -253,7 +253,7 @@ def open_folded(path: str) -> Iterator[FoldedTable]:
     import fitsio
 
     try:
-        with catalog._literal(path) as plain, fitsio.FITS(plain) as file:
+        with catalog.literal(path) as plain, fitsio.FITS(plain) as file:
             names = {hdu.get_extname() for hdu in file}
             if not {EXTENSION, "WAVELENGTH", *CUBES} <= names:
                 raise UsageError(
@@ -291,7 +291,7 @@ def _header(path: str) -> tuple[list[Card], dict[str, str]]:
     """Cards and units of a table that is known to be readable."""
     import fitsio
 
-    with catalog._literal(path) as plain, fitsio.FITS(plain) as file:
+    with catalog.literal(path) as plain, fitsio.FITS(plain) as file:
         return _carried(file)
 
 

@@ -362,6 +362,8 @@ def _remarks(spectrum: Spectrum) -> list[str]:
         remarks.append("no pixel has a finite flux with a positive inverse variance")
     elif _blank(spectrum):
         remarks.append("flux is zero in every good pixel")
+    if meta.noise_measured:
+        remarks.append("the file has no errors; the noise was measured in the flux")
     if meta.rv is None:
         remarks.append("no radial velocity in the header; taken as 0")
     if meta.object_class not in ("", "STAR"):
@@ -483,6 +485,7 @@ def _flags(
         Flag.LOW_SNR: ~(snr >= LOW_SNR),
         Flag.MASKED_PIXELS: good < (1 - MASKED_SHARE) * covered,
         Flag.NO_VELOCITY: np.array([meta.rv is None for meta in metas]),
+        Flag.NOISE_MEASURED: np.array([meta.noise_measured for meta in metas]),
         Flag.NOT_A_STAR: np.array(
             [meta.object_class not in ("", "STAR") for meta in metas]
         ),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -65,7 +64,7 @@ class PreparedTable:
                 "memory; run 'gunzip' on it."
             )
         try:
-            with catalog._literal(self.path) as plain, fitsio.FITS(plain) as hdus:
+            with catalog.literal(self.path) as plain, fitsio.FITS(plain) as hdus:
                 names = [hdu.get_extname() for hdu in hdus]
                 if EXTENSION not in names:
                     raise UsageError(
@@ -265,22 +264,22 @@ def new_file(path: str) -> Iterator[fitsio.FITS]:
             "memory; name it without .gz."
         )
     if path != "-":
-        catalog._check_directory(path)
+        catalog.check_directory(path)
     with catalog.temporary_name(path) as temporary:
-        with catalog._literal(temporary) as plain:
+        with catalog.literal(temporary) as plain:
             with catalog.explained(path, temporary):
                 file = fitsio.FITS(plain, "rw", clobber=True)
             with file:
                 yield file
                 with catalog.explained(path, temporary):
                     for hdu in file:
-                        catalog._write_checksum(hdu)
+                        catalog.write_checksum(hdu)
                     size = file[-1].get_offsets()["data_end"]
         with catalog.explained(path, temporary):
             # closing flushes cfitsio's buffers, and reports no error
             if (found := os.path.getsize(temporary)) != size:
                 raise OSError(f"{found} of {size} bytes were written")
-            catalog._deliver(temporary, path)
+            catalog.deliver(temporary, path)
 
 
 def writing(path: str) -> AbstractContextManager[None]:
@@ -340,16 +339,6 @@ def is_compressed(path: str) -> bool:
             return file.read(2) == b"\x1f\x8b"
     except OSError:
         return False
-
-
-def spool(stream: Any) -> Iterator[Path]:
-    """Yield a temporary file with the content of a pipe, removed afterwards."""
-    import tempfile
-
-    with tempfile.NamedTemporaryFile(prefix=".stellar-", suffix=".tmp") as file:
-        shutil.copyfileobj(stream, file)
-        file.flush()
-        yield Path(file.name)
 
 
 def recipe_difference(given: Recipe, needed: Recipe) -> str:

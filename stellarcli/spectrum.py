@@ -50,6 +50,8 @@ class SpectrumMeta:
         Modified Julian date of the observation; NaN when unknown.
     file : str
         Path of the file as the user gave it.
+    noise_measured : bool
+        The file holds no errors; they were measured in the flux.
     """
 
     objid: str = ""
@@ -64,6 +66,7 @@ class SpectrumMeta:
     subclass: str = ""
     mjd: float = np.nan
     file: str = ""
+    noise_measured: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ from stellarcli import (
 )
 from stellarcli.catalog import Table
 from stellarcli.dataset import Dataset
-from stellarcli.devices import choose_device
+from stellarcli.devices import choose_device, without_denormals
 from stellarcli.errors import StellarError, UsageError, unknown
 from stellarcli.fitting import Fitter, Progress
 from stellarcli.labels import Label
@@ -85,7 +85,6 @@ def train(
     StellarError
         If the loss stops being a number, or memory runs out.
     """
-    torch.set_flush_denormal(True)  # such numbers mean nothing here and cost much
     start = checkpoint.load(config.init) if config.init else None
     config = resolve(config, start)
     data = dataset.load(tables, config, catalogue)
@@ -93,7 +92,8 @@ def train(
     model.training["digest"] = _digest(config, tables, data)
     if resume and output.exists():
         return _finished(output, model.training["digest"])
-    with processes.join(choose_device(config.device)) as world, _explained(config):
+    device = choose_device(config.device)
+    with processes.join(device) as world, _explained(config), without_denormals():
         state = State(output, model.training["digest"], write=world.first)
         state.open(resume)
         world.wait()  # until all have read what the first one replaces

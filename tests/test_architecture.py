@@ -15,7 +15,7 @@ ORDER = """
 errors provenance
 spectrum labels devices processes resuming published
 catalog metrics novelty parallel losses augmentation
-preprocess settings
+preprocess settings parts
 surveys
 prepared
 inputs

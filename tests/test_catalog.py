@@ -1,5 +1,6 @@
 """Tables: what is written is read back, and nothing half-written is ever left."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -245,7 +246,7 @@ def test_bytes_do_not_depend_on_the_cuts(scratch, cuts):
 
 
 def test_bytes_do_not_depend_on_the_clock_or_the_kind_of_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog, "CHUNK", 7)
+    monkeypatch.setattr(catalog.writing, "CHUNK", 7)
     rows = table(40)
     np.save(tmp_path / "part.npy", rows[20:])
     wide = rows[:20].astype(
@@ -306,13 +307,13 @@ def test_impossible_outputs_are_found_early(tmp_path, name, message):
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install stellarcli\[parquet\]"):
         catalog.check_output(tmp_path / "a.parquet")
 
 
 def test_a_terminal_gets_no_binary(monkeypatch):
-    monkeypatch.setattr(catalog.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     with pytest.raises(UsageError, match="terminal"):
         catalog.check_output("-")
 

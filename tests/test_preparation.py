@@ -315,3 +315,18 @@ def test_long_texts_are_kept(stellar, here, recipe):
     surveyfiles.lamost_image("a.fits", SUBCLASS=text)
     stellar("preprocess", "a.fits", "-r", recipe, "-o", "p.fits")
     assert PreparedTable("p.fits").column("subclass").tolist() == [text]
+
+
+@pytest.mark.parametrize(("columns", "measured"), [(2, True), (3, False)])
+def test_a_file_without_errors_says_so(here, columns, measured):
+    path = str(surveyfiles.text(here / "star.txt", columns=columns))
+    chunk = preparation.run(Task(paths=(path,)), preprocess.get("spectrafm"))
+    assert bool(chunk.rows["flag"][0] & Flag.NOISE_MEASURED) == measured
+    assert any("no errors" in reason for _, reason in chunk.reasons) == measured
+
+
+def test_a_lamost_file_without_its_ivar_column_says_so(here):
+    path = here / "star.fits"
+    surveyfiles.lamost_table(path, columns=("FLUX", "WAVELENGTH"))
+    chunk = preparation.run(Task(paths=(str(path),)), preprocess.get("spectrafm"))
+    assert chunk.rows["flag"][0] & Flag.NOISE_MEASURED

@@ -78,6 +78,7 @@ def predict(
         raise UsageError("--json and -o - both want standard output; name a file.")
 
     from stellarcli import catalog, devices, inputs, parallel, prediction, provenance
+    from stellarcli.parts import parse_shard
 
     run = prediction.Run(
         model=model,
@@ -85,7 +86,7 @@ def predict(
         precision=prediction.check_precision(precision),
         exposures=exposures,
         workers=parallel.check_workers(workers),
-        shard=prediction.parse_shard(shard),
+        shard=parse_shard(shard),
         resume=resume,
     )
     catalog.check_output(output, overwrite or resume or shard is not None)

@@ -257,7 +257,7 @@ def _check_output(output: str, runs: list, replace: bool) -> Path:
             f"a model file is named *.safetensors, not '{path}'; give -o "
             f"{path.with_suffix('.safetensors')}."
         )
-    catalog._check_directory(str(path))
+    catalog.check_directory(str(path))
     models = [path, *(sweep.path_of(run, path) for run in runs if run.tag)]
     endings = (".safetensors", ".runs.csv", *training.BESIDE)
     written = [model.with_suffix(ending) for model in models for ending in endings]

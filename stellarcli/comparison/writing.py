@@ -20,6 +20,7 @@ from stellarcli.comparison.repeats import Repeats
 from stellarcli.comparison.runs import SHOWN, Runs
 from stellarcli.comparison.tables import Block
 from stellarcli.errors import OutputExistsError
+from stellarcli.provenance import Card
 
 TEXT = (".md", ".tex")
 
@@ -313,7 +314,7 @@ def check_output(path: str, overwrite: bool) -> str:
     plain = path.removeprefix("!")
     if not plain.lower().endswith(TEXT):
         return catalog.check_output(path, overwrite)
-    catalog._check_directory(plain)
+    catalog.check_directory(plain)
     if os.path.exists(plain) and not (overwrite or path.startswith("!")):
         raise OutputExistsError(
             f"{plain} exists; give --overwrite to replace it, or another name."
@@ -325,7 +326,7 @@ def write(
     path: str,
     found: Sequence[Block],
     rows: Sequence[Record],
-    header: Iterable[catalog.Card],
+    header: Iterable[Card],
 ) -> None:
     """Write a result in the format that a name says.
 
@@ -375,7 +376,7 @@ SIZES = {
 
 
 def write_architectures(
-    path: str, rows: Sequence[Record], header: Iterable[catalog.Card]
+    path: str, rows: Sequence[Record], header: Iterable[Card]
 ) -> None:
     """Write sizes and speeds of networks, the rows of `architectures.table`.
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -108,6 +109,8 @@ def read(hdus: list, path: str) -> Spectrum:
             _to_vacuum(arrays.wavelength), arrays.flux, arrays.ivar, arrays.mask
         )
     meta = _meta([hdus[0].header, source.header], arrays, path)
+    if not ERRORS & set(columns):
+        meta = replace(meta, noise_measured=True)
     return Spectrum(arrays.wavelength, arrays.flux, arrays.ivar, arrays.mask, meta)
 
 
@@ -506,6 +509,9 @@ def _power_of_ten(flux: np.ndarray) -> float:
     size = np.abs(flux[np.isfinite(flux) & (flux != 0)])
     middle = float(np.median(size)) if size.size else 1.0
     return 1.0 if 1e-8 < middle < 1e8 else 10.0 ** math.floor(math.log10(middle))
+
+
+ERRORS = {"ivar", "error", "variance"}  # columns that say how noisy the flux is
 
 
 def _ivar(columns: dict[str, np.ndarray], flux: np.ndarray) -> np.ndarray:

@@ -1,0 +1,64 @@
+"""The bits of the flag column: what is to be known about a row."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+
+class Flag(IntFlag):
+    """What is to be known about a row. Bits 13 to 23 are spare, 24 to 30 the user's."""
+
+    UNREADABLE = 1 << 0
+    NO_COVERAGE = 1 << 1
+    LOW_SNR = 1 << 2
+    MASKED_PIXELS = 1 << 3
+    NO_VELOCITY = 1 << 4
+    NOT_A_STAR = 1 << 5
+    OUT_OF_RANGE = 1 << 6
+    UNLIKE_TRAINING = 1 << 7
+    LARGE_ERROR = 1 << 8
+    PARTIAL_COVERAGE = 1 << 9
+    DISAGREEMENT = 1 << 10
+    DUPLICATE = 1 << 11
+    NOISE_MEASURED = 1 << 12
+
+
+FLAG_MEANING = {
+    Flag.UNREADABLE: "no spectrum could be read",
+    Flag.NO_COVERAGE: "no good pixel in the model's wavelength range",
+    Flag.LOW_SNR: "low signal-to-noise ratio",
+    Flag.MASKED_PIXELS: "many masked pixels",
+    Flag.NO_VELOCITY: "no radial velocity known, taken as 0",
+    Flag.NOT_A_STAR: "the header's class is not a star",
+    Flag.OUT_OF_RANGE: "a value is outside the trained label range",
+    Flag.UNLIKE_TRAINING: "spectrum unlike those of the training set",
+    Flag.LARGE_ERROR: "a predicted error is large",
+    Flag.PARTIAL_COVERAGE: "part of the model's wavelength range is missing",
+    Flag.DISAGREEMENT: "members of the ensemble disagree",
+    Flag.DUPLICATE: "the same file was given more than once",
+    Flag.NOISE_MEASURED: "no errors in the file, noise measured in the flux",
+}
+
+FAILED = Flag.UNREADABLE | Flag.NO_COVERAGE  # rows without values
+
+# Rows not to trust: without values, or the model has left what it was trained for.
+# Low S/N, no velocity and partial coverage aren't here: noise is in the error, most
+# stars move by less than a pixel, and what the rest does to a spectrum that matters
+# shows as UNLIKE_TRAINING or LARGE_ERROR. Many masked pixels are here, because a
+# spectrum mostly filled in by interpolation looks smooth and is trusted too much.
+BAD = (
+    FAILED
+    | Flag.MASKED_PIXELS
+    | Flag.NOT_A_STAR
+    | Flag.OUT_OF_RANGE
+    | Flag.UNLIKE_TRAINING
+    | Flag.LARGE_ERROR
+    | Flag.DISAGREEMENT
+)
+
+
+def describe_flags(value: int) -> str:
+    """Names of the bits set in a flag, ``"LOW_SNR, NO_VELOCITY"``; ``"none"`` for 0."""
+    bits = [1 << bit for bit in range(32) if int(value) >> bit & 1]
+    names = [Flag(bit).name or f"bit {bit.bit_length() - 1}" for bit in bits]
+    return ", ".join(names) or "none"

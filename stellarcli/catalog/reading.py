@@ -1,0 +1,189 @@
+"""Reading a table of any of the formats, also from a pipe or by an extended name."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from stellarcli.catalog.files import format_of, literal, opened
+from stellarcli.catalog.table import Table, cards_by_name
+from stellarcli.errors import UsageError
+from stellarcli.provenance import Card
+
+
+def read(
+    source: str | os.PathLike, columns: Callable[[str], bool] | None = None
+) -> Table:
+    """Read a table.
+
+    Parameters
+    ----------
+    source : str or path
+        FITS, CSV, ECSV, VOTable or Parquet; ``-`` for FITS on standard input; cfitsio's
+        extended names such as ``file.fits[1][snr>10]``. Of a FITS file the first table
+        that has rows is read if the name doesn't say which one.
+    columns : callable, optional
+        Told the name of a column, says whether to read it. Wide survey catalogues have
+        hundreds.
+
+    Returns
+    -------
+    Table
+
+    Raises
+    ------
+    UsageError
+        If there is no such file, or no table in it, or it is damaged.
+    """
+    source = os.fspath(source)
+    file, extension = _split_extended(source)
+    if file != "-" and not os.path.isfile(file):
+        raise UsageError(f"there is no table {file}; check the name.")
+    form = format_of(file) or "fits"
+    wanted = columns or (lambda name: True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about deviations from the standard
+            if form == "fits":
+                return _read_fits(file, extension, wanted)
+            reader = _read_parquet if form == "parquet" else _read_astropy
+            return reader(file, form, wanted)
+    except UsageError:
+        raise
+    except Exception as error:  # a damaged file can raise anything in these libraries
+        name = "standard input" if source == "-" else source
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(
+            f"can't read {name} as {_readable(form)}: {reason[:300]}. Check that it is "
+            "a whole table of that format."
+        ) from error
+
+
+def _readable(form: str) -> str:
+    return form.removeprefix("ascii.").upper()
+
+
+def _split_extended(source: str) -> tuple[str, str]:
+    """``file.fits[1][snr>10]`` into file and rest; names of files stay whole."""
+    if os.path.exists(source):
+        return source, ""
+    file, bracket, rest = source.partition("[")
+    return file, bracket + rest
+
+
+def _read_fits(file: str, extension: str, wanted: Callable[[str], bool]) -> Table:
+    import fitsio
+
+    with literal(file) as plain, fitsio.FITS(plain + extension) as fits:
+        hdu = _table_hdu(fits, extension, file + extension)
+        names = hdu.get_colnames()
+        some = [name for name in names if wanted(name)]
+        rows = hdu.read(columns=some) if some else np.zeros(hdu.get_nrows(), [])
+        header = cards_by_name(_records(fits[0]) + _records(hdu))
+    units = {name: header.get(f"TUNIT{n}") for n, name in enumerate(names, start=1)}
+    return _table(rows, header, units, file + extension)
+
+
+def _table_hdu(fits, extension: str, name: str):
+    """Pick the HDU that an extended name says, or the first table that has rows."""
+    chosen = re.match(r"\[\s*(\d+|[A-Za-z]\w*)\s*(?:,\s*\d+\s*)?\]", extension)
+    if chosen:
+        key = chosen[1]
+        hdu = fits[int(key)] if key.isdigit() else fits[key]
+        if not hasattr(hdu, "get_colnames"):
+            raise UsageError(f"HDU {key} of {name} is not a table.")
+        return hdu
+    tables = [hdu for hdu in fits if hasattr(hdu, "get_colnames")]
+    if not tables:
+        raise UsageError(f"there is no table in {name or 'standard input'}.")
+    return next((table for table in tables if table.get_nrows()), tables[0])
+
+
+def _records(hdu) -> list[Card]:
+    return [(card["name"], card["value"]) for card in hdu.read_header().records()]
+
+
+def _read_astropy(file: str, form: str, wanted: Callable[[str], bool]) -> Table:
+    from astropy.table import Table as AstropyTable
+
+    # opened here: astropy leaves its own file open when the table is damaged
+    with opened(file, form, "r") as content:
+        if form == "votable":
+            table = AstropyTable.read(content, format=form)
+        else:
+            lines = content.read().rstrip("\n").split("\n")
+            table = AstropyTable.read(lines, format=form, guess=False)
+    if not table.colnames:
+        raise ValueError("it has no columns")
+    arrays = {name: _filled(table[name]) for name in table.colnames if wanted(name)}
+    units = {name: str(table[name].unit or "") for name in arrays}
+    return _table(_structured(arrays, len(table)), dict(table.meta), units, file)
+
+
+def _read_parquet(file: str, form: str, wanted: Callable[[str], bool]) -> Table:
+    from pyarrow import parquet
+
+    schema = parquet.read_schema(file)
+    some = [name for name in schema.names if wanted(name)]
+    table = parquet.read_table(file, columns=some)
+    arrays = {name: _filled(_masked(table[name])) for name in some}
+    about = {name: schema.field(name).metadata or {} for name in some}
+    units = {name: about[name].get(b"unit", b"").decode() for name in some}
+    header = json.loads((schema.metadata or {}).get(b"stellar", b"{}"))
+    return _table(_structured(arrays, table.num_rows), header, units, file)
+
+
+def _masked(column) -> np.ma.MaskedArray:
+    """Array of a pyarrow column, masked where it has no value."""
+    from pyarrow import types
+
+    if types.is_integer(column.type) or types.is_floating(column.type):
+        values = column.fill_null(0).to_numpy()
+        return np.ma.array(values, mask=column.is_null().to_numpy())
+    return np.ma.array(column.to_pylist())
+
+
+def _structured(arrays: Mapping[str, np.ndarray], size: int) -> np.ndarray:
+    """Table of `size` rows of arrays by column name."""
+    dtype = [(name, array.dtype, array.shape[1:]) for name, array in arrays.items()]
+    rows = np.zeros(size, dtype=dtype)
+    for name, array in arrays.items():
+        rows[name] = array
+    return rows
+
+
+def _table(
+    rows: np.ndarray, header: dict, units: Mapping[str, str | None], name: str
+) -> Table:
+    """Table in the machine's byte order, with text stripped."""
+    rows = rows.astype(rows.dtype.newbyteorder("="), copy=False)
+    for column in rows.dtype.names:
+        if rows.dtype[column].kind == "U":
+            rows[column] = np.char.strip(rows[column])
+    known = {column: unit for column, unit in units.items() if unit}
+    return Table(rows, header, known, name)
+
+
+def _filled(column: np.ndarray) -> np.ndarray:
+    """Array of an astropy column; missing numbers are NaN, missing text is empty."""
+    values, mask = np.asarray(column), np.asarray(getattr(column, "mask", False))
+    if values.dtype.kind in "OS":
+        values = np.array([_text(value) for value in values.tolist()], dtype=str)
+    if not mask.any():
+        return values
+    if values.dtype.kind == "U":
+        return np.where(mask, "", values)
+    if values.dtype.kind in "iu" and np.abs(values[~mask]).max(initial=0) >= 2**53:
+        return np.where(mask, "", values.astype(str))  # as float, digits would be lost
+    return np.where(mask, np.nan, values.astype(np.float64))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
