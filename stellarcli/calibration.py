@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stellarcli import metrics, novelty
+from stellarcli import metrics, models, novelty
 from stellarcli.checkpoint import Model
 from stellarcli.dataset import Dataset
 
@@ -70,7 +70,10 @@ def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
     held = data.index("validation")
     judge = held if held.size >= ENOUGH else sample
     unlike = novelty.fit(*data.spectra(sample))
-    novelty.calibrate(unlike, _scores(data, _some(judge, most), unlike))
+    scores = [novelty.cross_scores(*data.spectra(sample))]
+    if judge is held:
+        scores.append(_scores(data, _some(held, most), unlike))
+    novelty.calibrate(unlike, np.concatenate(scores))
     model.state |= {f"novelty.{key}": value for key, value in unlike.items()}
     mean, variance = _ensemble(networks, data, judge)
     error = np.sqrt(variance)
@@ -147,7 +150,7 @@ def _bfloat16_safe(
     """Say whether bfloat16 moves each label by less than a tenth of its error."""
     means = []
     for network in networks:
-        reduced = copy.deepcopy(network)
+        reduced = models.fused(copy.deepcopy(network))
         reduced.trunk.to(torch.bfloat16)
         means.append(predict_encoded(reduced, data, index)[0])
     moved = (np.mean(means, axis=0) - mean) / error

@@ -80,3 +80,17 @@ def test_spectra_without_a_good_pixel(model):
 def test_the_number_of_spectra_is_bounded():
     assert novelty.rows(100) == novelty.ROWS
     assert novelty.rows(8575) * 8575 <= novelty.VALUES
+
+
+def test_cross_scores_see_through_an_odd_spectrum():
+    rng = np.random.default_rng(2)
+    flux = (1 + 0.01 * rng.normal(size=(200, 120))).astype(np.float32)
+    ivar = np.full_like(flux, 1e4)
+    flux[7] += np.sin(np.arange(120) / 3) * 0.5
+    scores = novelty.cross_scores(flux, ivar)
+    assert scores.shape == (200, 2)
+    assert scores[:, 0].argmax() == 7
+    assert scores[7, 0] > 10
+    assert np.median(scores[:, 0]) < 1.5
+    inside = novelty.score(flux, ivar, novelty.fit(flux, ivar))
+    assert inside[7, 0] < scores[7, 0] / 5  # it has a component of its own there
