@@ -200,9 +200,11 @@ def _matching(argument: str, own: str) -> Iterable[str]:
         return _file(file, argument)
     found = sorted(glob.glob(argument, recursive=True))
     if not found:
+        zipped = len(glob.glob(f"{argument}.gz", recursive=True))
+        hint = f" {zipped} files match '{argument}.gz'." if zipped else ""
         raise UsageError(
             f"no file matches {argument!r}; check the pattern with 'ls', and the "
-            "directory that it starts from."
+            f"directory that it starts from.{hint}"
         )
     return [
         path

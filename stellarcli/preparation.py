@@ -28,7 +28,7 @@ from stellarcli.prepared import (
 from stellarcli.preprocess import Batch, Recipe
 from stellarcli.spectrum import PixelMask, Spectrum, SpectrumMeta
 
-CHUNK = 128  # spectra prepared together: fixed, since kernels depend on batch shapes
+CHUNK = 64  # spectra prepared together: fixed, since kernels depend on batch shapes
 LOW_SNR = 10.0  # per pixel
 MASKED_SHARE = 0.2  # of the covered pixels
 MISSING_SHARE = 0.02  # of the recipe's grid
@@ -208,6 +208,12 @@ def write_table(
             summary.rows += len(rows)
             summary.failed += int((rows["flag"] & catalog.FAILED != 0).sum())
             progress(len(rows))
+        if labels is not None and not summary.matched:
+            raise UsageError(
+                f"no spectrum belongs to a row of {labels.name}: neither identifiers "
+                "(objid, obsid, …), file names nor positions (ra, dec) agree. Nothing "
+                "was written."
+            )
     return summary
 
 

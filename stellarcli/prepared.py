@@ -58,6 +58,11 @@ class PreparedTable:
         import fitsio
 
         self.path = str(path)
+        if not os.path.isfile(self.path):
+            kind = "is a directory" if os.path.isdir(self.path) else "doesn't exist"
+            raise UsageError(
+                f"prepared table '{path}' {kind}; 'stellar preprocess' makes one."
+            )
         if is_compressed(self.path):
             raise UsageError(
                 f"prepared table '{path}' is compressed, and tables are mapped into "

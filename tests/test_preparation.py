@@ -147,8 +147,12 @@ def test_labels_join_by_file_and_by_sky(stellar, stars, recipe):
         stars, RAJ2000=[158.209454], DEJ2000=[35.693413 + 2 / 3600], teff=[5200.0]
     )
     assert "5 of 5 matched" in stellar(*words, labels).err
-    assert "0 of 5 matched" in (err := stellar(*words, labels, "--radius", "1").err)
-    assert "identifiers such as obsid" in err
+    before = Path("p.fits").read_bytes()
+    done = stellar(*words, labels, "--radius", "1")
+    assert done.status == 2
+    assert "no spectrum belongs to a row of" in done.err
+    assert "identifiers (objid, obsid, …)" in done.err
+    assert Path("p.fits").read_bytes() == before
 
 
 def test_label_names_never_clash(stellar, stars, recipe):

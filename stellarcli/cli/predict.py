@@ -65,7 +65,9 @@ def predict(
 
     Examples:
 
-      stellar predict spectra/*.fits -o params.fits
+      stellar predict spectra/ -o params.fits
+
+      stellar predict spectra/*.fits.gz -o params.fits
 
       stellar predict @night.txt -o params.fits --log night.log --resume
 

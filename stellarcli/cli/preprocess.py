@@ -67,7 +67,7 @@ def preprocess(
 
     Examples:
 
-      stellar preprocess spectra/*.fits -o prepared.fits --labels labels.fits
+      stellar preprocess spectra/ -o prepared.fits --labels labels.fits
 
       stellar preprocess spectra/ -o prepared.fits --recipe scanet --figure star.png
     """
@@ -109,8 +109,6 @@ def preprocess(
         say(f"{summary.rows} spectra in {where}, {summary.failed} without a good pixel")
         if table is not None:
             say(f"  {summary.matched} of {summary.rows} matched a row of {labels}")
-            if not summary.matched:
-                say("  (compared: identifiers such as obsid, file names, ra and dec)")
     if summary.failed == summary.rows:
         raise NoUsableSpectraError(f"none of {summary.rows} inputs has a good pixel.")
     if summary.failed:

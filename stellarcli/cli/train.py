@@ -81,7 +81,7 @@ def train(
         str | None,
         typer.Option(
             metavar="EXPRESSION",
-            help='Rows to use, such as "snrg > 25 and 3786 < teff < 8400".',
+            help='Rows to use, such as "snr > 25 and 3786 < teff < 8400".',
         ),
     ] = None,
     group: Annotated[
@@ -341,6 +341,11 @@ def _summarise(model: checkpoint.Model, path: Path) -> None:
         for name, values in metrics.items()
     ]
     _print(("rows", "label", "MAE", "RMSE", "bias", "NMAD", "within 1σ", "n"), rows)
+    if facts["judged_on"] == "train":
+        say(
+            "  too few validation rows: errors and flags are calibrated on training "
+            "rows, which makes them too small. Give more rows, or --set validation=…"
+        )
 
 
 def _tabulate(outcomes: Table, path: Path) -> None:
