@@ -177,7 +177,7 @@ def save(model: Model, path: Path, *, half: bool = False) -> None:
         os.replace(temporary, name)
 
 
-def _digest(state: dict[str, np.ndarray], text: str = "") -> str:
+def _digest(state: dict[str, np.ndarray], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for key in sorted(state):
         digest.update(f"{key} {state[key].dtype} {state[key].shape}".encode())
@@ -258,10 +258,7 @@ def load(name: str) -> Model:
         )
     _check_version(path, values)
     found = values.pop("sha256", "")
-    if found != _digest(state, json.dumps(values)) and not (
-        # files of the first days have a checksum of the tensors only
-        not found and metadata.get("sha256") == _digest(state)
-    ):
+    if found != _digest(state, json.dumps(values)):
         raise ModelFileError(
             f"'{path}' is damaged: its checksum doesn't match. Copy it again."
         )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that made stellarcli/data/default.safetensors, in about 40 minutes on two
+# Everything that made stellarcli/data/default.safetensors, in about 25 minutes on two
 # cores:   tests/benchmarks/train_default.sh ../shared/data WORK_DIRECTORY
 #
 # A quarter of the LAMOST plans (test: 0.25 in default.yaml, by the hash of the plan's
