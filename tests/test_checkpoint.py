@@ -165,7 +165,6 @@ def test_recipes_of_model_files(model):
     assert checkpoint.find_recipe("scanet") == preprocess.RECIPES["scanet"]
 
 
-@pytest.mark.skipif("default" not in checkpoint.shipped(), reason="no model ships yet")
 def test_the_shipped_model_uses_the_default_recipe():
     """Or ``preprocess | predict -`` would be refused."""
     default = checkpoint.load("default")
