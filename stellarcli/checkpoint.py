@@ -123,24 +123,14 @@ class Model:
         return networks
 
 
-def save(model: Model, path: Path, *, half: bool = False) -> None:
+def save(model: Model, path: Path) -> None:
     """Write a model file under a temporary name and rename it.
 
-    Parameters
-    ----------
-    model : Model
-    path : Path
-    half : bool
-        Store float32 tensors as float16. They are computed with in float32.
+    Tensors keep their type: those in float16 are computed with in float32.
     """
     from safetensors.numpy import save as to_bytes
 
-    state = {
-        key: np.ascontiguousarray(
-            value.astype(np.float16) if half and value.dtype == np.float32 else value
-        )
-        for key, value in sorted(model.state.items())
-    }
+    state = {key: np.ascontiguousarray(model.state[key]) for key in sorted(model.state)}
     values = {
         "format": FORMAT,
         "name": model.name,

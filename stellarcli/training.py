@@ -102,9 +102,9 @@ def train(
             model.training |= _facts(config, tables, data, state)
             model.provenance = provenance or {}
             half = config.half and all(map(_round, networks))
-            model.state = _tensors(networks)
+            model.state = _tensors(networks, half)
             calibration.finish(model, networks, data)
-            checkpoint.save(model, output, half=half)
+            checkpoint.save(model, output)
             data.write_split(output.with_suffix(".split.fits"))
             curves.draw(model, _by_part(model, data), output.with_suffix(".png"))
             state.remove()
@@ -191,12 +191,19 @@ def _facts(
     }
 
 
-def _tensors(networks: list[nn.Module]) -> dict[str, np.ndarray]:
-    return {
-        f"member{number}.{key}": value.cpu().contiguous().numpy()
-        for number, network in enumerate(networks)
-        for key, value in network.state_dict().items()
-    }
+def _tensors(networks: list[nn.Module], half: bool) -> dict[str, np.ndarray]:
+    """Name the tensors of all members as in the model file.
+
+    With `half`, what was learnt is float16; statistics, such as the variances of batch
+    normalisations, which weights are divided by, keep all digits.
+    """
+    tensors = {}
+    for number, network in enumerate(networks):
+        learnt = dict(network.named_parameters())
+        for key, value in network.state_dict().items():
+            stored = value.half() if half and key in learnt else value
+            tensors[f"member{number}.{key}"] = stored.cpu().contiguous().numpy()
+    return tensors
 
 
 def _by_part(model: checkpoint.Model, data: Dataset) -> dict:
@@ -289,14 +296,14 @@ def _initial(
 
 
 def _round(network: nn.Module) -> bool:
-    """Give weights the digits that the file keeps, before anything is judged.
+    """Give what was learnt the digits that the file keeps, before it is judged.
 
     Returns
     -------
     bool
         False, and nothing was done, where a weight is too large for float16.
     """
-    tensors = [t for t in network.state_dict().values() if t.is_floating_point()]
+    tensors = [parameter.detach() for parameter in network.parameters()]
     if not all(torch.isfinite(tensor.half()).all() for tensor in tensors):
         log.warning("weights are kept as float32: some are too large for float16")
         return False

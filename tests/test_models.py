@@ -260,3 +260,11 @@ def test_scanet_learns():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.25
+
+
+def test_attention_is_the_same_in_training_and_evaluation():
+    torch.manual_seed(1)
+    layer = Attention(16, side=4, heads=2, head_dim=8)
+    nn.init.normal_(layer.position)
+    x = torch.randn(3, 16, 16)
+    torch.testing.assert_close(layer.train()(x), layer.eval()(x))

@@ -102,6 +102,16 @@ def test_settings_train(here, table, changes):
         )
 
 
+def test_what_is_learnt_is_float16_and_statistics_are_not():
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    network[1].running_var.copy_(torch.tensor([1e-9, 70000.0]))  # neither is a float16
+    assert training._round(network)
+    whole, half = (training._tensors([network], half=half) for half in (False, True))
+    assert half["member0.0.weight"].dtype == np.float16
+    assert np.array_equal(half["member0.0.weight"], whole["member0.0.weight"])
+    assert half["member0.1.running_var"].tobytes() == np.float32([1e-9, 7e4]).tobytes()
+
+
 def test_weights_too_large_for_float16_stay_float32():
     network = nn.Linear(2, 2)
     with torch.no_grad():
