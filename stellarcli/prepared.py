@@ -62,6 +62,7 @@ class PreparedTable:
             kind = "is a directory" if os.path.isdir(self.path) else "doesn't exist"
             raise UsageError(
                 f"prepared table '{path}' {kind}; 'stellar preprocess' makes one."
+                f"{catalog.nearest(self.path)}"
             )
         if is_compressed(self.path):
             raise UsageError(

@@ -153,7 +153,8 @@ def test_statuses(stellar, stars, model):
     common = ["-m", model, "--overwrite", "-o", "o.fits"]
     assert stellar("predict", *stars, *common).status == 0
     assert stellar("predict", *stars, "nowhere.fits", *common).status == 3
-    done = stellar("predict", "nowhere.fits", *common)
+    Path("list").write_text("nowhere.fits")
+    done = stellar("predict", "@list", *common)
     assert done.status == 64
     assert "none of 1 inputs gave a value" in done.err
     assert read("o.fits")["flag"].tolist() == [UNREADABLE], "the table is written"

@@ -76,7 +76,7 @@ def test_bad_inputs_keep_their_rows(stellar, stars, recipe):
     ):
         assert words in log
         assert words in done.err
-    done = stellar("preprocess", "none.fits", "-r", recipe, "-o", "!p.fits")
+    done = stellar("preprocess", "bad.fits", "-r", recipe, "-o", "!p.fits")
     assert done.status == 64
     assert len(PreparedTable("p.fits")) == 1
 

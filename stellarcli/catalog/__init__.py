@@ -21,6 +21,7 @@ from stellarcli.catalog.files import (
     deliver,
     explained,
     literal,
+    nearest,
     temporary_name,
     write_checksum,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "find",
     "literal",
     "match",
+    "nearest",
     "read",
     "rows",
     "string_widths",

@@ -12,6 +12,7 @@ from stellarcli.cli.reporting import (
     progress,
     report_reasons,
     say,
+    sayer,
     start_log,
 )
 
@@ -92,7 +93,8 @@ def predict(
         resume=resume,
     )
     catalog.check_output(output, overwrite or resume or shard is not None)
-    tasks = list(inputs.tasks(inputs.expand(paths, output), prediction.CHUNK))
+    found = inputs.expand(paths, output, sayer(quiet))
+    tasks = list(inputs.tasks(found, prediction.CHUNK))
     with progress(sum(map(len, tasks)), "spectra", quiet) as bar:
         summary = prediction.predict(
             tasks,

@@ -12,6 +12,7 @@ from stellarcli.cli.reporting import (
     progress,
     report_reasons,
     say,
+    sayer,
     start_log,
 )
 
@@ -85,7 +86,7 @@ def preprocess(
     target = catalog.check_output(output, overwrite, formats=("fits",))
     chosen = checkpoint.find_recipe(recipe)
     table = catalog.read(labels) if labels else None
-    found = inputs.expand(paths, output)
+    found = inputs.expand(paths, output, sayer(quiet))
     tasks = list(inputs.tasks(found, preparation.CHUNK))
     with progress(sum(map(len, tasks)), "spectra", quiet) as bar:
         summary = preparation.write_table(

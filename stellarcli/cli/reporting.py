@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,6 +75,11 @@ def _ignore_signals() -> None:
 def say(text: str) -> None:
     """Print a line on standard error."""
     typer.echo(text, err=True)
+
+
+def sayer(quiet: bool) -> Callable[[str], None]:
+    """Return what takes notes of the library: `say`, or nothing with `quiet`."""
+    return (lambda text: None) if quiet else say
 
 
 class _Lines(logging.Formatter):

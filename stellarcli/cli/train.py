@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stellarcli.cli import options
-from stellarcli.cli.reporting import Ended, command_line, log_fields, say, start_log
+from stellarcli.cli.reporting import (
+    Ended,
+    command_line,
+    log_fields,
+    say,
+    sayer,
+    start_log,
+)
 
 if TYPE_CHECKING:
     from stellarcli import checkpoint, fitting, sweep
@@ -194,7 +201,9 @@ def train(
     with (
         _interruptible(target_path, runs),
         processes.join(choose_device(resolved.device)) as world,
-        planning.prepared(tables, recipe, target_path, world) as paths,
+        planning.prepared(
+            tables, recipe, target_path, world, sayer(quiet or not world.first)
+        ) as paths,
     ):
         if dry_run:
             say(planning.describe(paths, runs[0].config, len(runs), catalogue))
