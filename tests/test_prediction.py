@@ -650,8 +650,10 @@ def test_an_interrupted_run_resumes(
     assert done.status == status
     assert "Traceback" not in done.err
     if status > 0:
-        assert "interrupted" in done.err
-        assert "--resume" in done.err
+        assert "stellar: interrupted; " in done.err
+        assert " of 6 parts of o.fits are finished; the same command with --resum" in (
+            done.err
+        )
     assert not Path("o.fits").exists()
     (parts,) = hidden()
     finished = sorted(p.name for p in Path(parts).glob("*.npy"))
@@ -692,11 +694,35 @@ def test_resume_of_a_finished_table_of_something_else(stellar, many, model, whol
     assert Path("o.fits").read_bytes() == whole
 
 
-def test_a_run_without_resume_starts_anew(process, stellar, many, model, whole):
+def test_interrupted_before_a_part_is_finished(stellar, many, model, monkeypatch):
+    from stellarcli import prediction
+
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction, "_work", pressed)
+    done = stellar("predict", *many, "-o", "o.fits", "-m", model)
+    assert done.status == 130
+    assert done.err == (
+        "stellar: interrupted; no part was finished, so there is nothing to go on "
+        "with.\n"
+    )
+    assert hidden() == []
+
+
+def test_a_run_without_resume_drops_nothing(process, stellar, many, model, whole):
     words = ["predict", *many, "-o", "o.fits", "-m", model]
     process(*words, "-j", "1", before=killed_after(2, signal.SIGKILL))
-    assert len(hidden()) == 1
-    assert stellar(*words).status == 3
+    (parts,) = hidden()
+    for inputs in (many, many[:4]):
+        done = stellar("predict", *inputs, "-o", "o.fits", "-m", model)
+        assert done.status == 2
+        assert "2 parts of o.fits are there from an interrupted run" in done.err
+        assert "--resume to go on with it, --overwrite to start anew" in done.err
+    assert hidden() == [parts]
+    done = stellar(*words, "--overwrite")
+    assert done.status == 3
+    assert "they are dropped, since --overwrite starts anew" in done.err
     assert Path("o.fits").read_bytes() == whole
     assert hidden() == []
 

@@ -399,7 +399,7 @@ def test_state_of_another_run_is_refused(here, table, monkeypatch):
         training.train([other], output, config(), resume=True)
     state = here / ".m.safetensors.state"
     state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(UsageError, match="is damaged; leave --resume out"):
+    with pytest.raises(UsageError, match="is damaged; give --overwrite instead"):
         training.train([table], output, config(), resume=True)
     training.train([table], output, config())
     assert not state.exists()
@@ -421,7 +421,58 @@ def test_ctrl_c_says_how_to_go_on(here, table, stellar, monkeypatch):
         done = stellar(*command)
     assert done.status == 130
     assert "the same command with --resume goes on" in done.err
+    # hours of work are not lost by typing the same again
+    again = stellar(*command)
+    assert again.status == 2
+    assert "unfinished training: network 1, 1 epochs done" in again.err
+    assert "--resume to go on with it, --overwrite to start anew" in again.err
     assert "epoch 2/3" in stellar(*command, "--resume").err
+
+
+def test_ctrl_c_before_the_first_epoch(here, table, stellar, monkeypatch):
+    def pressed(self, *batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting.Fitter, "_step", pressed)
+    done = stellar("train", table, "-o", "m.safetensors", *trainingtables.options())
+    assert done.status == 130
+    assert done.err.endswith(
+        "no epoch was finished, so there is nothing to go on with.\n"
+    )
+
+
+def test_a_training_that_would_replace_a_model_resumes_too(
+    here, table, stellar, monkeypatch
+):
+    command = ["train", table, "-o", "m.safetensors", *trainingtables.options()]
+    assert stellar(*command).status == 0
+    longer = [*command, "--set", "seed=2", "--overwrite"]
+    with monkeypatch.context() as patch:
+        interrupt(patch, 8)
+        with pytest.raises(Killed):
+            stellar(*longer)
+    state = here / ".m.safetensors.state"
+    assert state.exists()
+    done = stellar(*longer[:-1], "--resume")
+    assert (done.status, "epoch 1/3" in done.err) == (0, False), done.err
+    assert "epoch 2/3" in done.err
+    whole = [*longer[:-1], "-q"]
+    whole[3] = "whole.safetensors"
+    assert stellar(*whole).status == 0
+    assert_same("whole.safetensors", "m.safetensors")
+
+
+def test_overwriting_says_what_it_drops(here, table, stellar, monkeypatch):
+    command = ["train", table, "-o", "m.safetensors", *trainingtables.options()]
+    with monkeypatch.context() as patch:
+        interrupt(patch, 8)
+        with pytest.raises(Killed):
+            stellar(*command)
+    assert stellar(*command, "--dry-run").status == 0, "it changes nothing"
+    done = stellar(*command, "--overwrite")
+    assert done.status == 0
+    assert "1 epochs done; it is dropped, since --overwrite" in done.err
+    assert "epoch 1/3" in done.err
 
 
 # ------------------------------------------------------------------- several processes

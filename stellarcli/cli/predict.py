@@ -103,6 +103,7 @@ def predict(
             overwrite=overwrite,
             cards=provenance.cards(command_line()),
             progress=bar.update,
+            note=sayer(quiet),
         )
     report_reasons(summary.reasons, log, quiet)
     if not quiet:
