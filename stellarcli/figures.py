@@ -116,7 +116,7 @@ def before_and_after(
         If none can be read.
     """
     check_output(output)
-    spectrum = _first(paths) if row is None else _chosen(paths, row)
+    spectrum = _first(paths) if row is None else read_row(paths, row)
     prepared, level = _prepare(recipe, spectrum)
     unity = [Piece(np.array([1.0, 1e6]), np.ones(2), np.ones(2, dtype=bool))]
     divisor = _divisor(recipe)
@@ -159,7 +159,20 @@ def _first(paths: Sequence[str]) -> Spectrum:
     )
 
 
-def _chosen(paths: Sequence[str], row: int) -> Spectrum:
+def read_row(paths: Sequence[str], row: int) -> Spectrum:
+    """Read one of many files.
+
+    Parameters
+    ----------
+    paths : sequence of str
+    row : int
+        Which one, counted from 0.
+
+    Raises
+    ------
+    UsageError
+        If there is no such one, or it can't be read.
+    """
     if not 0 <= row < len(paths):
         raise UsageError(
             f"there is no input {row} to draw; inputs are counted from 0 to "

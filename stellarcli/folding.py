@@ -27,7 +27,7 @@ from stellarcli.prepared import (
     writing,
 )
 from stellarcli.preprocess import Batch, Recipe, fold, unfold
-from stellarcli.preprocess.fold import check_shape
+from stellarcli.preprocess.fold import check_shape, shapes
 from stellarcli.provenance import Card
 
 if TYPE_CHECKING:
@@ -64,6 +64,24 @@ def parse_shape(text: str | None) -> Shape | None:
     return shape
 
 
+def choose_shape(source: str, shape: Shape | None = None) -> Shape:
+    """Settle the shape of a prepared table's images.
+
+    Parameters
+    ----------
+    source : str
+    shape : (int, int), optional
+        Rows and columns that are wanted; by default the recipe's, else `DEFAULT_SHAPE`
+        where that fits, else the one nearest to a square.
+
+    Raises
+    ------
+    UsageError
+        As `fold_table`; names the shapes that fit.
+    """
+    return _foldable(source, shape)[1]
+
+
 def fold_table(source: str, output: str, shape: Shape | None = None) -> int:
     """Fold the spectra of a prepared table into images.
 
@@ -74,7 +92,7 @@ def fold_table(source: str, output: str, shape: Shape | None = None) -> int:
     output : str
         FITS file, ``-`` for standard output. It appears when it is whole.
     shape : (int, int), optional
-        Rows and columns; by default the recipe's, or `DEFAULT_SHAPE`.
+        Rows and columns; by default as `choose_shape` does.
 
     Returns
     -------
@@ -282,7 +300,11 @@ def _foldable(source: str, shape: Shape | None) -> tuple[PreparedTable, Shape]:
             "spectrum's own sampling, and images need common wavelengths. Prepare it "
             "with a recipe that has a 'resample' step, such as scanet."
         )
-    shape = shape or table.recipe.image_shape or DEFAULT_SHAPE
+    shape = shape or table.recipe.image_shape
+    if shape is None:
+        fitting = shapes(table.pixels)
+        keep = DEFAULT_SHAPE in fitting or not fitting
+        shape = DEFAULT_SHAPE if keep else fitting[0]
     check_shape(shape, table.pixels)
     return table, shape
 

@@ -334,3 +334,23 @@ def test_a_lamost_file_without_its_ivar_column_says_so(here):
     surveyfiles.lamost_table(path, columns=("FLUX", "WAVELENGTH"))
     chunk = preparation.run(Task(paths=(str(path),)), preprocess.get("spectrafm"))
     assert chunk.rows["flag"][0] & Flag.NOISE_MEASURED
+
+
+def test_the_figure_is_checked_before_the_work(stellar, stars, recipe, here):
+    Path("bad.fits").write_bytes(b"")
+    Path("there.png").write_bytes(b"")
+    for options, words in (
+        (["--figure", "f.png", "--row", "99"], "no input 99 to draw"),
+        (["--figure", "f.png", "--row", "5"], "'bad.fits', can't be drawn"),
+        (["--figure", "f.gif"], "name it *.png"),
+        (["--figure", "there.png"], "there.png exists; give --overwrite"),
+        (["--row", "2"], "--row says what --figure draws"),
+    ):
+        words_given = ["preprocess", *stars, "bad.fits", "-r", recipe, "-o", "p.fits"]
+        done = stellar(*words_given, *options)
+        assert done.status == 2
+        assert words in done.err
+        assert not Path("p.fits").exists()
+    done = stellar(*words_given, "--figure", "there.png", "--row", "1", "--overwrite")
+    assert done.status == 3
+    assert Path("there.png").stat().st_size
