@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stellarcli import catalog, metrics, published
+from stellarcli import catalog, metrics, published, selection
 from stellarcli.comparison import pairs as pairing
 from stellarcli.comparison import sides
 from stellarcli.comparison.pairs import Pairs, Values
@@ -63,7 +63,7 @@ class Request:
             tuple(name.lower() for name in self.target),
             (
                 *(parse_bins(text)[0] for text in self.by),
-                *sides.names_in(self.select),
+                *selection.names(self.select or ""),
                 *extra,
             ),
         )

@@ -13,7 +13,6 @@ converted: whatever text stands there is ignored.
 
 from __future__ import annotations
 
-import ast
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -122,15 +121,6 @@ class Wishes:
     units: tuple[Assignment, ...] = ()
     target: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
-
-
-def names_in(expression: str | None) -> tuple[str, ...]:
-    """Column names in a selection; none where it can't be read."""
-    try:
-        tree = ast.parse((expression or "").strip(), mode="eval")
-    except SyntaxError:
-        return ()
-    return tuple(n.id.lower() for n in ast.walk(tree) if isinstance(n, ast.Name))
 
 
 # --------------------------------------------------------------------------- reading
