@@ -237,10 +237,12 @@ class _Columns:
         if not self.has(name):
             valid = [*self.table.names]
             where = f"'{self.table.path}'"
+            hint = " Columns of another table are joined with --labels CATALOGUE."
             if self.catalogue:
                 valid += self.catalogue.rows.dtype.names
-                where += f" or {self.catalogue.name}"
-            raise unknown(f"column of {where}", name, dict.fromkeys(valid))
+                where, hint = f"{where} or {self.catalogue.name}", ""
+            error = unknown(f"column of {where}", name, dict.fromkeys(valid))
+            raise UsageError(f"{error}{hint}")
         return self.table.column(name)
 
     def _joined(self, key: str) -> np.ndarray:

@@ -124,6 +124,11 @@ class TrainConfig:
                 raise UsageError(f"{name} must be {low} to {high:g}, not {value}.")
         self._check_targets()
         self._check_split()
+        if self.freeze and not self.init:
+            raise UsageError(
+                f"freeze {','.join(self.freeze)} keeps parts of a model as they are: "
+                "name that model with --init, or leave --freeze out."
+            )
 
     def _check_targets(self) -> None:
         if not self.target or len(set(self.target)) < len(self.target):

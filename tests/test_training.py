@@ -278,6 +278,17 @@ def test_starting_from_a_model(here, table):
         training.train([table], here / "c.safetensors", everything)
 
 
+def test_a_missing_label_names_what_is_near_and_how_to_join(here, table, stellar):
+    words = ["train", table, "-o", "m.safetensors", "--target"]
+    done = stellar(*words, "Tef")
+    assert done.status == 2
+    assert "'Tef'. Did you mean 'teff'? Valid: objid" in done.err
+    assert "joined with --labels CATALOGUE" in done.err
+    done = stellar(*words, "vmic", "--labels", table)
+    assert "unknown column of " in done.err
+    assert "--labels" not in done.err
+
+
 # --------------------------------------------------------------------------- resuming
 
 
@@ -483,9 +494,10 @@ def test_two_processes_have_the_losses_of_one(here):
     logg = random.uniform(1, 5, 90)
     logg[random.random(90) < 0.5] = np.nan
     trainingtables.write(here / "t.fits", size=90, logg=logg)
-    options = trainingtables.options(
-        **VARIED, freeze="trunk.0", patience=9, validation=0.2
-    )
+    training.train(["t.fits"], here / "start.safetensors", config(epochs=1))
+    settings = VARIED | {"init": "start.safetensors", "freeze": "trunk.0"}
+    settings |= {"patience": 9, "validation": 0.2}
+    options = trainingtables.options(**settings)
     words, environment = program("train", "t.fits", "-o", "two.safetensors", *options)
     words[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment["STELLAR_LOG"] = "two.log"  # torchrun takes --log for its own
@@ -497,7 +509,7 @@ def test_two_processes_have_the_losses_of_one(here):
     one = training.train(
         ["t.fits"],
         here / "one.safetensors",
-        config(**VARIED, freeze="trunk.0", patience=9, validation=0.2),
+        config(**settings),
     )
     two = checkpoint.load("two.safetensors")
     for a, b in zip(one.training["history"], two.training["history"], strict=True):
