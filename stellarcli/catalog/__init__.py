@@ -25,7 +25,14 @@ from stellarcli.catalog.files import (
     temporary_name,
     write_checksum,
 )
-from stellarcli.catalog.flags import BAD, FAILED, FLAG_MEANING, Flag, describe_flags
+from stellarcli.catalog.flags import (
+    BAD,
+    FAILED,
+    FLAG_MEANING,
+    Flag,
+    describe_flags,
+    flag_cards,
+)
 from stellarcli.catalog.matching import (
     DECLINATIONS,
     FILES,
@@ -68,6 +75,7 @@ __all__ = [
     "encode_name",
     "explained",
     "find",
+    "flag_cards",
     "literal",
     "match",
     "nearest",
