@@ -86,7 +86,7 @@ class Assignment:
         Raises
         ------
         UsageError
-            If it has another form.
+            If it has another form, or column and label are the wrong way round.
         """
         left, equals, value = text.partition("=")
         side, colon, name = left.rpartition(":")
@@ -96,6 +96,11 @@ class Assignment:
             raise UsageError(
                 f"{option} {text!r} can't be read; write it like teff=Teff_lasp, "
                 "truth:teff=Teff_lasp or 1:teff=Teff_lasp (catalogues count from 1)."
+            )
+        if option == "--column" and value.lower() in KNOWN and not _is_known(name):
+            own = left.rpartition(":")[2].strip()
+            raise UsageError(
+                f"{option} {text!r}: the label goes first, as in {value}={own}."
             )
         return cls(side, name, value, text)
 
@@ -334,6 +339,11 @@ def _values(
             column = a.name if a.name in present else a.value.lower()
             found |= {a.name: column} if column in present else {}
     return found
+
+
+def _is_known(name: str) -> bool:
+    """Say whether a name means something to this program."""
+    return name in KNOWN or name in NO_LABELS or _is_error(name)
 
 
 def _is_error(name: str) -> bool:
