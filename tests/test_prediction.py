@@ -1,5 +1,6 @@
 """`stellar predict`: a row for every input, whatever happens, and the same bytes."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import surveyfiles
+from astropy.table import Table
 from conftest import program
 
 from stellarcli import catalog
@@ -295,6 +297,24 @@ def test_what_the_header_says(stellar, stars, model):
     assert header["COMMAND"].startswith("stellar predict star-0.fits")
     assert header["DATE"] == "2023-11-14T22:13:20"
     assert '"name": "tiny"' in header["RECIPE"]
+
+
+@pytest.mark.parametrize("name", ["o.ecsv", "o.parquet"])
+def test_text_tables_with_a_header_say_how_they_were_made(stellar, stars, model, name):
+    stellar("predict", *stars, "-o", name, "-m", model)
+    header = catalog.read(name).header
+    assert header["COMMAND"].startswith("stellar predict star-0.fits")
+    assert (header["MODEL"], header["PROGRAM"]) == ("tiny", "stellar")
+    assert header["FLAGB0"].startswith("UNREADABLE")
+
+
+def test_csv_is_what_every_reader_of_csv_reads(stellar, stars, model):
+    """No comment lines: astropy's, pandas' and TOPCAT's take them for rows."""
+    stellar("predict", *stars, "-o", "o.csv", "-m", model)
+    with open("o.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == stars
+    assert Table.read("o.csv", format="csv")["file"].tolist() == stars
 
 
 @pytest.mark.parametrize("name", ["o.csv", "o.ecsv", "o.parquet", "o.vot", "o.fits.gz"])

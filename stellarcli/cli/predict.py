@@ -62,7 +62,8 @@ def predict(
     """Predict stellar labels of spectra and write a catalogue.
 
     Every input gets a row, in input order; rows that could not be computed are flagged
-    and hold NaN. The header explains the flags.
+    and hold NaN. The header says how the values were made and explains the flags; .csv
+    and .vot have none, so take .fits, .parquet, or .ecsv, which is CSV below a header.
 
     Examples:
 
