@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -281,13 +282,7 @@ def parse_pairs(pairs: list[str]) -> dict[str, Any]:
     UsageError
         If one has no ``=`` or isn't YAML.
     """
-    values = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set takes KEY=VALUE, not {pair!r}.")
-        values[key.strip()] = _value(pair, text)
-    return values
+    return dict(_pairs(pairs, "--set", "{}", "KEY=VALUE"))
 
 
 def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
@@ -296,16 +291,24 @@ def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
     Raises
     ------
     UsageError
-        If one has no ``=`` or isn't YAML.
+        If one has no ``=``, no value, or isn't YAML.
     """
-    grid = {}
+    grid = dict(_pairs(pairs, "--grid", "[{}]", "KEY=VALUE,VALUE"))
+    for key, values in grid.items():
+        if not values:
+            raise UsageError(f"--grid takes KEY=VALUE,VALUE; {key} has no value.")
+    return {key: [_number(value) for value in values] for key, values in grid.items()}
+
+
+def _pairs(
+    pairs: list[str], option: str, form: str, wanted: str
+) -> Iterator[tuple[str, Any]]:
+    """Split ``key=text``, and read the text, put into a form, as YAML."""
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals or not text:
-            raise UsageError(f"--grid takes KEY=VALUE,VALUE, not {pair!r}.")
-        values = _value(pair, f"[{text}]")
-        grid[key.strip()] = [_number(value) for value in values]
-    return grid
+        if not equals:
+            raise UsageError(f"{option} takes {wanted}, not {pair!r}.")
+        yield key.strip(), _value(pair, form.format(text))
 
 
 def _value(pair: str, text: str) -> Any:
