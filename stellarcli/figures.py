@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stellarcli import catalog, surveys
-from stellarcli.errors import (
-    NoUsableSpectraError,
-    OutputExistsError,
-    SpectrumError,
-    UsageError,
-)
+from stellarcli.errors import NoUsableSpectraError, SpectrumError, UsageError
 from stellarcli.folding import Image, Shape, read_image
 from stellarcli.preprocess import STEPS, Batch, Recipe
 from stellarcli.spectrum import PixelMask, Spectrum
@@ -83,10 +78,7 @@ def check_output(path: str, overwrite: bool = True) -> str:
             f"name it *{', *'.join(ENDINGS)}."
         )
     catalog.check_directory(path)
-    if os.path.exists(path) and not overwrite:
-        raise OutputExistsError(
-            f"{path} exists; give --overwrite to replace it, or another name."
-        )
+    catalog.check_absent(path, overwrite)
     return path
 
 

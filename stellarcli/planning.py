@@ -14,7 +14,7 @@ from torch import nn
 from stellarcli import checkpoint, dataset, inputs, models, preparation
 from stellarcli.catalog import Table
 from stellarcli.devices import choose_device
-from stellarcli.errors import NoUsableSpectraError
+from stellarcli.errors import NoUsableSpectraError, UsageError
 from stellarcli.fitting import count_steps
 from stellarcli.parallel import available_cores
 from stellarcli.prepared import is_prepared
@@ -64,6 +64,9 @@ def prepared(
             world.wait()
             tables.append(str(temporary))
         yield tables
+    except UsageError as error:
+        text = str(error).replace(f"'{temporary}'", "the prepared raw files")
+        raise type(error)(text) from None
     finally:
         if world.first:  # it is the last one to be done
             temporary.unlink(missing_ok=True)

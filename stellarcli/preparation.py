@@ -176,8 +176,7 @@ def write_table(
     StellarError
         If a worker dies or the disk is full.
     """
-    if not radius >= 0:
-        raise UsageError(f"--radius must be 0 arcsec or more, not {radius:g}.")
+    catalog.check_radius(radius)
     summary = Summary()
     work = list(work)
     for table in (task.table for task in work if task.table):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stellarcli.augmentation import Augmentation
+from stellarcli.catalog import nearest
 from stellarcli.errors import UsageError, unknown
 from stellarcli.losses import LOSSES
 
@@ -266,7 +267,8 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
-        raise UsageError(f"configuration '{path}': {error.strerror}.") from None
+        hint = nearest(str(path))
+        raise UsageError(f"configuration '{path}': {error.strerror}.{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"configuration '{path}' is not YAML: {error}") from None
     if not isinstance(values, dict):

@@ -659,12 +659,18 @@ def test_architectures(stellar, here):
 
 def test_usage(stellar, model, truth):
     assert "name catalogues to compare" in refused(stellar)
-    assert "name the truth last" in refused(stellar, model)
+    assert "1 catalogue was given; name one or more, and the truth" in refused(
+        stellar, model
+    )
+    assert ". is a directory; name a table in it" in refused(stellar, model, ".")
     assert "there is no table nope.fits" in refused(stellar, model, "nope.fits")
     assert "both want standard output" in refused(
         stellar, model, truth, "--json", "-o", "-"
     )
     assert "read once only" in refused(stellar, "-", "-")
+    assert "0 arcsec or more" in refused(stellar, model, truth, "--radius", "-3")
+    text = refused(stellar, model, truth, "-o", "t.txt")
+    assert "name it *.md, *.tex, *.fits," in text
     assert "no figure of --repeats" in refused(
         stellar, model, "--repeats", "star", "--figure", "f.png"
     )

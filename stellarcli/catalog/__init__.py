@@ -16,6 +16,7 @@ matching  `match`: rows of two tables that belong together
 
 from stellarcli.catalog.files import (
     FORMATS,
+    check_absent,
     check_directory,
     check_output,
     deliver,
@@ -42,6 +43,7 @@ from stellarcli.catalog.matching import (
     WAYS,
     Match,
     Matcher,
+    check_radius,
     match,
 )
 from stellarcli.catalog.reading import read
@@ -65,8 +67,10 @@ __all__ = [
     "Match",
     "Matcher",
     "Table",
+    "check_absent",
     "check_directory",
     "check_output",
+    "check_radius",
     "columns",
     "columns_of",
     "decode_name",

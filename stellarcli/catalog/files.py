@@ -30,7 +30,7 @@ FORMATS = {
     ".parquet": "parquet",
 }
 
-ALIKE = 0.75  # of names, as difflib measures; endings are alike anyway
+ALIKE = 0.7  # of names, as difflib measures; endings are alike anyway
 
 
 def format_of(path: str) -> str | None:
@@ -75,11 +75,16 @@ def check_output(
         path, overwrite = path[1:], True
     _check_format(path, formats or set(FORMATS.values()))
     check_directory(path)
+    check_absent(path, overwrite)
+    return path
+
+
+def check_absent(path: str, overwrite: bool) -> None:
+    """Raise `OutputExistsError` if a file is there and may not be replaced."""
     if os.path.exists(path) and not overwrite:
         raise OutputExistsError(
             f"{path} exists; give --overwrite to replace it, or another name."
         )
-    return path
 
 
 def _check_not_terminal() -> None:
@@ -129,9 +134,11 @@ def nearest(path: str) -> str:
     Returns
     -------
     str
-        A sentence after a blank; empty where nothing is alike.
+        A sentence after a blank; empty where nothing is alike, or the name exists.
     """
     path = os.path.normpath(path)
+    if os.path.exists(path):
+        return ""
     while not os.path.isdir(os.path.dirname(path) or "."):
         path = os.path.dirname(path)
     directory, name = os.path.split(path)

@@ -42,6 +42,8 @@ def read(
     """
     source = os.fspath(source)
     file, extension = _split_extended(source)
+    if os.path.isdir(file):
+        raise UsageError(f"{file} is a directory; name a table in it.")
     if file != "-" and not os.path.isfile(file):
         raise UsageError(f"there is no table {file}; check the name.{nearest(file)}")
     form = format_of(file) or "fits"

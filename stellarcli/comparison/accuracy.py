@@ -170,7 +170,7 @@ def compare(sources: Sequence[str], request: Request) -> Comparison:
     UsageError
         If something can't be read, matched or compared.
     """
-    check_sources(sources, 2, "name the truth last")
+    check_sources(sources, 2, "name one or more, and the truth last")
     wishes = request.wishes()
     if request.paper:
         published.get(request.paper)
@@ -191,7 +191,8 @@ def compare(sources: Sequence[str], request: Request) -> Comparison:
 def check_sources(sources: Sequence[str], least: int, hint: str) -> None:
     """Refuse too few catalogues, and standard input twice."""
     if len(sources) < least:
-        raise UsageError(f"{len(sources)} catalogues were given; {hint}.")
+        were = "catalogue was" if len(sources) == 1 else "catalogues were"
+        raise UsageError(f"{len(sources)} {were} given; {hint}.")
     if sources.count("-") > 1:
         raise UsageError("standard input can be read once only; name a file.")
 
