@@ -197,8 +197,9 @@ def find(name: str) -> Path:
         raise UsageError(
             f"model file '{name}' doesn't exist. Give a file that 'stellar train' "
             f"wrote, or a shipped model: {', '.join(shipped())}."
+            f"{catalog.nearest(name)}"
         )
-    raise unknown("model", name, shipped())
+    raise UsageError(f"{unknown('model', name, shipped())}{catalog.nearest(name)}")
 
 
 def find_recipe(name: str) -> Recipe:

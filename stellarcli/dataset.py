@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import logging
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -15,95 +13,13 @@ import numpy as np
 from stellarcli import catalog
 from stellarcli.errors import UsageError, unknown
 from stellarcli.prepared import PreparedTable, recipe_difference
+from stellarcli.selection import select
 from stellarcli.settings import TrainConfig
 
 PARTS = ("train", "validation", "test")
 JOIN_RADIUS = 3.0  # arcsec
 SKY = ("ra", "dec")
 log = logging.getLogger(__name__)
-
-_COMPARE = {
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-}
-_COMBINE = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-
-
-def select(expression: str, column: Callable[[str], np.ndarray]) -> np.ndarray:
-    """Evaluate a row selection such as ``"snrg > 25 and 3786 < teff < 8400"``.
-
-    Parameters
-    ----------
-    expression : str
-        Comparisons of columns, numbers and 'strings', joined by and, or, not, with
-        + - * / and parentheses. A bare column is true where it isn't zero.
-    column : callable
-        Returns the column of a name.
-
-    Returns
-    -------
-    ndarray of bool
-
-    Raises
-    ------
-    UsageError
-        If the expression can't be parsed, uses anything else, or compares text with
-        numbers.
-    """
-    try:
-        tree = ast.parse(expression.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise UsageError(
-            f"selection {expression!r} can't be read at character {error.offset}. "
-            'Write it like "snrg > 25 and 3786 < teff < 8400".'
-        ) from None
-
-    def value(node: ast.expr) -> np.ndarray:
-        if isinstance(node, ast.BoolOp):
-            parts = [value(part).astype(bool) for part in node.values]
-            join = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
-            return join.reduce(parts)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            return ~value(node.operand).astype(bool)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -value(node.operand)
-        if isinstance(node, ast.BinOp) and type(node.op) in _COMBINE:
-            return _COMBINE[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.Compare):
-            sides = [value(side) for side in (node.left, *node.comparators)]
-            tests = [
-                _COMPARE[type(op)](left, right)
-                for op, left, right in zip(node.ops, sides, sides[1:], strict=False)
-                if type(op) in _COMPARE
-            ]
-            if len(tests) == len(node.ops):
-                return np.logical_and.reduce(tests)
-        if isinstance(node, ast.Name):
-            return column(node.id)
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):
-            return np.asarray(node.value)
-        raise UsageError(
-            f"selection {expression!r}: {ast.unparse(node)!r} is not allowed. Use "
-            "columns, numbers, comparisons, and, or, not."
-        )
-
-    try:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(value(tree)).astype(bool)
-    except (TypeError, ValueError):  # NumPy's, for text beside numbers
-        raise UsageError(
-            f"selection {expression!r} mixes text and numbers; write text in quotes, "
-            "and compare it with columns of text only."
-        ) from None
 
 
 def split_by_hash(
@@ -321,10 +237,12 @@ class _Columns:
         if not self.has(name):
             valid = [*self.table.names]
             where = f"'{self.table.path}'"
+            hint = " Columns of another table are joined with --labels CATALOGUE."
             if self.catalogue:
                 valid += self.catalogue.rows.dtype.names
-                where += f" or {self.catalogue.name}"
-            raise unknown(f"column of {where}", name, dict.fromkeys(valid))
+                where, hint = f"{where} or {self.catalogue.name}", ""
+            error = unknown(f"column of {where}", name, dict.fromkeys(valid))
+            raise UsageError(f"{error}{hint}")
         return self.table.column(name)
 
     def _joined(self, key: str) -> np.ndarray:

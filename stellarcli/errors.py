@@ -86,6 +86,7 @@ def unknown(kind: str, value: str, valid: Iterable[str]) -> UsageError:
         Names the value, the nearest valid one and all valid ones.
     """
     names = list(valid)
-    near = get_close_matches(str(value), names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    small = {name.lower(): name for name in names}
+    near = get_close_matches(str(value).lower(), small, n=1)
+    hint = f" Did you mean {small[near[0]]!r}?" if near else ""
     return UsageError(f"unknown {kind} {value!r}.{hint} Valid: {', '.join(names)}.")

@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stellarcli import catalog, surveys
-from stellarcli.errors import (
-    NoUsableSpectraError,
-    OutputExistsError,
-    SpectrumError,
-    UsageError,
-)
+from stellarcli.errors import NoUsableSpectraError, SpectrumError, UsageError
 from stellarcli.folding import Image, Shape, read_image
 from stellarcli.preprocess import STEPS, Batch, Recipe
 from stellarcli.spectrum import PixelMask, Spectrum
@@ -83,10 +78,7 @@ def check_output(path: str, overwrite: bool = True) -> str:
             f"name it *{', *'.join(ENDINGS)}."
         )
     catalog.check_directory(path)
-    if os.path.exists(path) and not overwrite:
-        raise OutputExistsError(
-            f"{path} exists; give --overwrite to replace it, or another name."
-        )
+    catalog.check_absent(path, overwrite)
     return path
 
 
@@ -116,7 +108,7 @@ def before_and_after(
         If none can be read.
     """
     check_output(output)
-    spectrum = _first(paths) if row is None else _chosen(paths, row)
+    spectrum = _first(paths) if row is None else read_row(paths, row)
     prepared, level = _prepare(recipe, spectrum)
     unity = [Piece(np.array([1.0, 1e6]), np.ones(2), np.ones(2, dtype=bool))]
     divisor = _divisor(recipe)
@@ -159,7 +151,20 @@ def _first(paths: Sequence[str]) -> Spectrum:
     )
 
 
-def _chosen(paths: Sequence[str], row: int) -> Spectrum:
+def read_row(paths: Sequence[str], row: int) -> Spectrum:
+    """Read one of many files.
+
+    Parameters
+    ----------
+    paths : sequence of str
+    row : int
+        Which one, counted from 0.
+
+    Raises
+    ------
+    UsageError
+        If there is no such one, or it can't be read.
+    """
     if not 0 <= row < len(paths):
         raise UsageError(
             f"there is no input {row} to draw; inputs are counted from 0 to "

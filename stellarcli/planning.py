@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import nn
 from stellarcli import checkpoint, dataset, inputs, models, preparation
 from stellarcli.catalog import Table
 from stellarcli.devices import choose_device
-from stellarcli.errors import NoUsableSpectraError
+from stellarcli.errors import NoUsableSpectraError, UsageError
 from stellarcli.fitting import count_steps
 from stellarcli.parallel import available_cores
 from stellarcli.prepared import is_prepared
@@ -30,7 +30,11 @@ COPIES = 5  # weights, their running mean, gradients, two moments of the optimis
 
 @contextmanager
 def prepared(
-    arguments: Sequence[str], recipe: str, output: Path, world: World
+    arguments: Sequence[str],
+    recipe: str,
+    output: Path,
+    world: World,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[list[str]]:
     """Yield prepared tables; raw files among the arguments are prepared first.
 
@@ -46,8 +50,10 @@ def prepared(
         Of the model.
     world : World
         The first process prepares, the others wait.
+    note : callable
+        As for `inputs.expand`.
     """
-    paths = inputs.expand(arguments)
+    paths = inputs.expand(arguments, note=note)
     tables = [path for path in paths if is_prepared(path)]
     raw = [path for path in paths if path not in set(tables)]
     temporary = output.with_name(f".{output.name}.prepared")
@@ -58,6 +64,9 @@ def prepared(
             world.wait()
             tables.append(str(temporary))
         yield tables
+    except UsageError as error:
+        text = str(error).replace(f"'{temporary}'", "the prepared raw files")
+        raise type(error)(text) from None
     finally:
         if world.first:  # it is the last one to be done
             temporary.unlink(missing_ok=True)

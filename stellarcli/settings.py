@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from stellarcli.augmentation import Augmentation
+from stellarcli.catalog import nearest
 from stellarcli.errors import UsageError, unknown
 from stellarcli.losses import LOSSES
 
@@ -124,6 +126,11 @@ class TrainConfig:
                 raise UsageError(f"{name} must be {low} to {high:g}, not {value}.")
         self._check_targets()
         self._check_split()
+        if self.freeze and not self.init:
+            raise UsageError(
+                f"freeze {','.join(self.freeze)} keeps parts of a model as they are: "
+                "name that model with --init, or leave --freeze out."
+            )
 
     def _check_targets(self) -> None:
         if not self.target or len(set(self.target)) < len(self.target):
@@ -260,7 +267,8 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
-        raise UsageError(f"configuration '{path}': {error.strerror}.") from None
+        hint = nearest(str(path))
+        raise UsageError(f"configuration '{path}': {error.strerror}.{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"configuration '{path}' is not YAML: {error}") from None
     if not isinstance(values, dict):
@@ -276,13 +284,7 @@ def parse_pairs(pairs: list[str]) -> dict[str, Any]:
     UsageError
         If one has no ``=`` or isn't YAML.
     """
-    values = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set takes KEY=VALUE, not {pair!r}.")
-        values[key.strip()] = _value(pair, text)
-    return values
+    return dict(_pairs(pairs, "--set", "{}", "KEY=VALUE"))
 
 
 def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
@@ -291,16 +293,24 @@ def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
     Raises
     ------
     UsageError
-        If one has no ``=`` or isn't YAML.
+        If one has no ``=``, no value, or isn't YAML.
     """
-    grid = {}
+    grid = dict(_pairs(pairs, "--grid", "[{}]", "KEY=VALUE,VALUE"))
+    for key, values in grid.items():
+        if not values:
+            raise UsageError(f"--grid takes KEY=VALUE,VALUE; {key} has no value.")
+    return {key: [_number(value) for value in values] for key, values in grid.items()}
+
+
+def _pairs(
+    pairs: list[str], option: str, form: str, wanted: str
+) -> Iterator[tuple[str, Any]]:
+    """Split ``key=text``, and read the text, put into a form, as YAML."""
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals or not text:
-            raise UsageError(f"--grid takes KEY=VALUE,VALUE, not {pair!r}.")
-        values = _value(pair, f"[{text}]")
-        grid[key.strip()] = [_number(value) for value in values]
-    return grid
+        if not equals:
+            raise UsageError(f"{option} takes {wanted}, not {pair!r}.")
+        yield key.strip(), _value(pair, form.format(text))
 
 
 def _value(pair: str, text: str) -> Any:

@@ -29,6 +29,7 @@ from stellarcli import (
     labels,
     models,
     processes,
+    resuming,
     settings,
 )
 from stellarcli.catalog import Table
@@ -66,8 +67,8 @@ def train(
     catalogue : Table, optional
         Labels that the tables lack.
     resume : bool
-        Go on after the last finished epoch of an interrupted run; a finished one is
-        left as it is.
+        Go on after the last finished epoch of an interrupted run, which may have been
+        about to replace a model; a finished one is left as it is.
     report : callable
         Called after every epoch.
     provenance : dict, optional
@@ -90,11 +91,13 @@ def train(
     data = dataset.load(tables, config, catalogue)
     model = new_model(output.stem, data, config, start)
     model.training["digest"] = _digest(config, tables, data)
-    if resume and output.exists():
-        return _finished(output, model.training["digest"])
+    digest = model.training["digest"]
+    unfinished = resuming.notes_of(output).get("digest") == digest
+    if resume and output.exists() and not unfinished:
+        return _finished(output, digest)
     device = choose_device(config.device)
     with processes.join(device) as world, _explained(config), without_denormals():
-        state = State(output, model.training["digest"], write=world.first)
+        state = State(output, digest, write=world.first)
         state.open(resume)
         world.wait()  # until all have read what the first one replaces
         networks = _members(model, start, data, config, world, state, report)

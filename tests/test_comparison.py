@@ -268,6 +268,41 @@ def test_columns_that_cannot_be_read(stellar, model, truth, option):
     )
 
 
+@pytest.mark.parametrize(
+    ("option", "right"),
+    [
+        ("T2=teff", "teff=T2"),
+        ("truth:T2=Teff", "Teff=T2"),
+        ("1:rv_x=logg", "logg=rv_x"),
+    ],
+)
+def test_a_column_and_its_label_the_wrong_way_round(
+    stellar, model, truth, option, right
+):
+    text = refused(stellar, model, truth, "--column", option)
+    assert f"--column '{option}': the label goes first, as in {right}." in text
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ([("MODELSHA", "ab")], "was made by 'stellar predict'"),
+        ([], "alone has standard errors"),
+    ],
+)
+def test_a_truth_that_looks_like_a_prediction_is_noticed(
+    stellar, model, truth, header, why
+):
+    rows = catalog.read(model).rows
+    catalog.write("p.fits", rows, header=header)
+    wrong = stellar("compare", truth, "p.fits")
+    assert wrong.status == 0
+    assert f"p {why}, but stands last, where the truth goes" in wrong.err
+    assert "give: p.fits truth.fits" in wrong.err
+    for right in (["p.fits", truth], ["p.fits", "p.fits"]):
+        assert "stands last" not in stellar("compare", *right).err
+
+
 def test_columns_that_are_not_there(stellar, model, truth):
     text = refused(stellar, model, truth, "--column", "truth:teff=T3")
     assert "truth.fits has no column 'T3'" in text
@@ -624,12 +659,18 @@ def test_architectures(stellar, here):
 
 def test_usage(stellar, model, truth):
     assert "name catalogues to compare" in refused(stellar)
-    assert "name the truth last" in refused(stellar, model)
+    assert "1 catalogue was given; name one or more, and the truth" in refused(
+        stellar, model
+    )
+    assert ". is a directory; name a table in it" in refused(stellar, model, ".")
     assert "there is no table nope.fits" in refused(stellar, model, "nope.fits")
     assert "both want standard output" in refused(
         stellar, model, truth, "--json", "-o", "-"
     )
     assert "read once only" in refused(stellar, "-", "-")
+    assert "0 arcsec or more" in refused(stellar, model, truth, "--radius", "-3")
+    text = refused(stellar, model, truth, "-o", "t.txt")
+    assert "name it *.md, *.tex, *.fits," in text
     assert "no figure of --repeats" in refused(
         stellar, model, "--repeats", "star", "--figure", "f.png"
     )

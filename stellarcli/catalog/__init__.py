@@ -16,15 +16,24 @@ matching  `match`: rows of two tables that belong together
 
 from stellarcli.catalog.files import (
     FORMATS,
+    check_absent,
     check_directory,
     check_output,
     deliver,
     explained,
     literal,
+    nearest,
     temporary_name,
     write_checksum,
 )
-from stellarcli.catalog.flags import BAD, FAILED, FLAG_MEANING, Flag, describe_flags
+from stellarcli.catalog.flags import (
+    BAD,
+    FAILED,
+    FLAG_MEANING,
+    Flag,
+    describe_flags,
+    flag_cards,
+)
 from stellarcli.catalog.matching import (
     DECLINATIONS,
     FILES,
@@ -34,6 +43,7 @@ from stellarcli.catalog.matching import (
     WAYS,
     Match,
     Matcher,
+    check_radius,
     match,
 )
 from stellarcli.catalog.reading import read
@@ -57,8 +67,10 @@ __all__ = [
     "Match",
     "Matcher",
     "Table",
+    "check_absent",
     "check_directory",
     "check_output",
+    "check_radius",
     "columns",
     "columns_of",
     "decode_name",
@@ -67,8 +79,10 @@ __all__ = [
     "encode_name",
     "explained",
     "find",
+    "flag_cards",
     "literal",
     "match",
+    "nearest",
     "read",
     "rows",
     "string_widths",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from stellarcli.catalog.files import format_of, literal, opened
+from stellarcli.catalog.files import format_of, literal, nearest, opened
 from stellarcli.catalog.table import Table, cards_by_name
 from stellarcli.errors import UsageError
 from stellarcli.provenance import Card
@@ -42,8 +42,10 @@ def read(
     """
     source = os.fspath(source)
     file, extension = _split_extended(source)
+    if os.path.isdir(file):
+        raise UsageError(f"{file} is a directory; name a table in it.")
     if file != "-" and not os.path.isfile(file):
-        raise UsageError(f"there is no table {file}; check the name.")
+        raise UsageError(f"there is no table {file}; check the name.{nearest(file)}")
     form = format_of(file) or "fits"
     wanted = columns or (lambda name: True)
     try:

@@ -18,7 +18,7 @@ from stellarcli.catalog.files import (
     temporary_name,
     write_checksum,
 )
-from stellarcli.catalog.flags import BAD, FLAG_MEANING
+from stellarcli.catalog.flags import flag_cards
 from stellarcli.catalog.table import Column, cards_by_name, columns_of, row_type
 from stellarcli.catalog.text import ascii_text, to_ascii
 from stellarcli.provenance import Card
@@ -165,14 +165,9 @@ def _fitting(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 def _cards(header: Iterable[Card], columns: Sequence[Column]) -> list[Card]:
     """Cards of the caller, and for a flag column those which explain its bits."""
     cards = [(name, _card_value(value), *comment) for name, value, *comment in header]
-    if not any(column.name == "flag" for column in columns):
-        return cards
-    for flag, meaning in FLAG_MEANING.items():
-        bit = flag.bit_length() - 1
-        cards.append(
-            (f"FLAGB{bit}", f"{flag.name}: {meaning}", f"flag bit {bit} = {flag}")
-        )
-    return [*cards, ("FLAGBAD", int(BAD), "bits of rows not to trust")]
+    if any(column.name == "flag" for column in columns):
+        cards += flag_cards()
+    return cards
 
 
 def _card_value(value: object) -> object:

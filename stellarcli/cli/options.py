@@ -63,8 +63,9 @@ Paths = Annotated[
     list[str],
     typer.Argument(
         metavar="PATHS...",
-        help="Files, directories, quoted globs, @list.txt, catalogues with a column of "
-        "paths, prepared tables; - is a table on standard input.",
+        help="Files, directories, quoted globs, prepared tables; @list: the paths in a "
+        "text file, or in a catalogue with a column of them, which may also be named "
+        "alone; - is a table on standard input.",
         show_default=False,
     ),
 ]

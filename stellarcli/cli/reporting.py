@@ -7,13 +7,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from stellarcli.cli.mistakes import Mistake, explain
 from stellarcli.errors import ExitStatus, StellarError
 
 SHOWN = 10  # reasons listed on the terminal; the log has all of them
@@ -22,19 +23,25 @@ SHOWN = 10  # reasons listed on the terminal; the log has all of them
 class Commands(TyperGroup):
     """The command group that turns errors into one sentence and an exit status."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> typer.Context:
+        """Read the options that stand before a command."""
+        with _explained("stellar"):
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: typer.Context) -> Any:
         """Run a command."""
         _heed_signals()
         _without_log()
         try:
-            return super().invoke(ctx)
+            with _explained("stellar", ctx):
+                return super().invoke(ctx)
         except StellarError as error:
             say(f"stellar: {error}")
             logging.getLogger("stellarcli").error(str(error))
             raise typer.Exit(error.exit_status) from None
         except KeyboardInterrupt as error:
             _ignore_signals()
-            say("stellar: interrupted; 'predict --resume' goes on with finished parts.")
+            say("; ".join(["stellar: interrupted", *getattr(error, "__notes__", [])]))
             ended = isinstance(error, Ended)
             status = 128 + error.number if ended else ExitStatus.INTERRUPTED
             raise typer.Exit(status) from None
@@ -42,6 +49,19 @@ class Commands(TyperGroup):
             # the program behind the pipe has seen enough; keep Python from complaining
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ExitStatus.FAILED) from None
+
+
+@contextmanager
+def _explained(called: str, ctx: typer.Context | None = None) -> Iterator[None]:
+    """Turn a mistake in the command line into one sentence."""
+    try:
+        yield
+    except Mistake as mistake:
+        if type(mistake).__name__ == "NoArgsIsHelpError":
+            raise  # it shows the help
+        words = [called, ctx.invoked_subcommand] if ctx else [called]
+        say(f"stellar: {explain(mistake, ' '.join(filter(None, words)))}")
+        raise typer.Exit(ExitStatus.USAGE) from None
 
 
 class Ended(KeyboardInterrupt):
@@ -75,6 +95,11 @@ def _ignore_signals() -> None:
 def say(text: str) -> None:
     """Print a line on standard error."""
     typer.echo(text, err=True)
+
+
+def sayer(quiet: bool) -> Callable[[str], None]:
+    """Return what takes notes of the library: `say`, or nothing with `quiet`."""
+    return (lambda text: None) if quiet else say
 
 
 class _Lines(logging.Formatter):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stellarcli import catalog, metrics, published
+from stellarcli import catalog, metrics, published, selection
 from stellarcli.comparison import pairs as pairing
 from stellarcli.comparison import sides
 from stellarcli.comparison.pairs import Pairs, Values
@@ -20,6 +20,7 @@ from stellarcli.comparison.sides import Assignment, Side, Wishes
 from stellarcli.errors import UsageError
 
 SNR_EDGES = (0, 10, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 1000)
+PREDICTED = "MODELSHA"  # card of a catalogue that a model made
 BINS = 12  # wanted in a quantity without edges of its own, at most
 
 Statistics = dict[str, Any]
@@ -63,7 +64,7 @@ class Request:
             tuple(name.lower() for name in self.target),
             (
                 *(parse_bins(text)[0] for text in self.by),
-                *sides.names_in(self.select),
+                *selection.names(self.select or ""),
                 *extra,
             ),
         )
@@ -169,13 +170,13 @@ def compare(sources: Sequence[str], request: Request) -> Comparison:
     UsageError
         If something can't be read, matched or compared.
     """
-    check_sources(sources, 2, "name the truth last")
+    check_sources(sources, 2, "name one or more, and the truth last")
     wishes = request.wishes()
     if request.paper:
         published.get(request.paper)
     *first, last = read_sides(sources, wishes, truth=True)
     matcher = catalog.Matcher(last.rows, request.radius)
-    notes: list[str] = []
+    notes = _order_notes(first, last)
     models = [_model(side, last, matcher, request, notes) for side in first]
     duels = [duel for pair in combinations(models, 2) for duel in _duels(*pair)]
     found = Comparison(models, last.source, duels, request.paper, notes)
@@ -190,7 +191,8 @@ def compare(sources: Sequence[str], request: Request) -> Comparison:
 def check_sources(sources: Sequence[str], least: int, hint: str) -> None:
     """Refuse too few catalogues, and standard input twice."""
     if len(sources) < least:
-        raise UsageError(f"{len(sources)} catalogues were given; {hint}.")
+        were = "catalogue was" if len(sources) == 1 else "catalogues were"
+        raise UsageError(f"{len(sources)} {were} given; {hint}.")
     if sources.count("-") > 1:
         raise UsageError("standard input can be read once only; name a file.")
 
@@ -213,6 +215,21 @@ def read_sides(sources: Sequence[str], wishes: Wishes, truth: bool) -> list[Side
         if names.count(side.name) > 1
         else side
         for side in found
+    ]
+
+
+def _order_notes(models: Sequence[Side], truth: Side) -> list[str]:
+    """Say so where the catalogue that stands last looks like no truth."""
+    if PREDICTED in truth.header and not any(PREDICTED in m.header for m in models):
+        what = "was made by 'stellar predict'"
+    elif truth.errors and not any(model.errors for model in models):
+        what = "alone has standard errors"
+    else:
+        return []
+    others = " ".join(model.source for model in models)
+    return [
+        f"{truth.name} {what}, but stands last, where the truth goes; if it is the "
+        f"prediction, give: {truth.source} {others}"
     ]
 
 

@@ -20,6 +20,7 @@ from stellarcli.comparison.accuracy import (
 )
 from stellarcli.comparison.sides import Side
 from stellarcli.errors import UsageError
+from stellarcli.selection import select
 
 FURTHEST = 30  # of a star's rows, only those at most so many rows apart are paired
 
@@ -126,8 +127,6 @@ def _kept(side: Side, star: np.ndarray, request: Request) -> np.ndarray:
     if request.drop_flagged:
         keep &= ~pairs.flagged(side)
     if request.select:
-        from stellarcli.dataset import select
-
         keep &= select(request.select, _Columns(side))
     return keep
 

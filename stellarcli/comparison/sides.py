@@ -13,7 +13,6 @@ converted: whatever text stands there is ignored.
 
 from __future__ import annotations
 
-import ast
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -87,7 +86,7 @@ class Assignment:
         Raises
         ------
         UsageError
-            If it has another form.
+            If it has another form, or column and label are the wrong way round.
         """
         left, equals, value = text.partition("=")
         side, colon, name = left.rpartition(":")
@@ -97,6 +96,11 @@ class Assignment:
             raise UsageError(
                 f"{option} {text!r} can't be read; write it like teff=Teff_lasp, "
                 "truth:teff=Teff_lasp or 1:teff=Teff_lasp (catalogues count from 1)."
+            )
+        if option == "--column" and value.lower() in KNOWN and not _is_known(name):
+            own = left.rpartition(":")[2].strip()
+            raise UsageError(
+                f"{option} {text!r}: the label goes first, as in {value}={own}."
             )
         return cls(side, name, value, text)
 
@@ -122,15 +126,6 @@ class Wishes:
     units: tuple[Assignment, ...] = ()
     target: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
-
-
-def names_in(expression: str | None) -> tuple[str, ...]:
-    """Column names in a selection; none where it can't be read."""
-    try:
-        tree = ast.parse((expression or "").strip(), mode="eval")
-    except SyntaxError:
-        return ()
-    return tuple(n.id.lower() for n in ast.walk(tree) if isinstance(n, ast.Name))
 
 
 # --------------------------------------------------------------------------- reading
@@ -344,6 +339,11 @@ def _values(
             column = a.name if a.name in present else a.value.lower()
             found |= {a.name: column} if column in present else {}
     return found
+
+
+def _is_known(name: str) -> bool:
+    """Say whether a name means something to this program."""
+    return name in KNOWN or name in NO_LABELS or _is_error(name)
 
 
 def _is_error(name: str) -> bool:
