@@ -15,6 +15,10 @@ from stellarcli.models.scanet import VARIANTS, Attention, absorb_norm
 # small ones of every architecture: pixels and options
 SMALL = {
     "resnet1d": (256, {"widths": (8, 16), "blocks": (1, 1), "hidden": 16}),
+    "resnetfit": (
+        256,
+        {"widths": (8, 16), "blocks": (1, 1), "hidden": 16, "degree": 3},
+    ),
     "scanet": (1024, {"width": 0.125, "blocks": (1, 2, 2, 1)}),
 }
 TARGETS = {"teff": [4000.0, 6000.0], "logg": [1.0, 4.5], "feh": [-2.0, 0.5]}
@@ -82,7 +86,7 @@ def untouched(network, name):
 
 def test_gradients_reach_all_parameters(name):
     network = build(name)
-    if name == "resnet1d":  # its blocks start as the identity
+    if name.startswith("resnet"):  # their blocks start as the identity
         for key, parameter in network.named_parameters():
             if key.endswith("scale"):
                 nn.init.ones_(parameter)
