@@ -49,7 +49,7 @@ def train(
             "--model",
             "-m",
             metavar="NAME",
-            help="Architecture: resnet1d, scanet.",
+            help="Architecture: resnet1d, resnetfit, scanet.",
         ),
     ] = None,
     config: Annotated[

@@ -52,7 +52,7 @@ class TemplateFit(Given):
     """
 
     def __init__(
-        self, pixels: int, window: tuple[float, float], degree: int, steps: int = 4
+        self, pixels: int, window: tuple[float, float], degree: int, steps: int = 3
     ):
         super().__init__()
         self.window, self.degree, self.steps = tuple(window), degree, steps
