@@ -60,6 +60,8 @@ def main(work: Path, folds: int) -> None:
         "all rows": np.ones(len(rows), dtype=bool),
     }
     for name, chosen in samples.items():
+        if not chosen.any():
+            continue
         flagged = 1 - trusted[chosen].mean()
         print(f"{name} ({chosen.sum()}), flagged {flagged:.1%}")
         for label in LABELS:
