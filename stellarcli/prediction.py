@@ -533,7 +533,10 @@ def _settle_with_others(
         )
     dropped = others if run.resume else [*others, parts.directory]
     if count := sum(map(count_finished, dropped)):
-        state = f"{count} parts of {parts.output} are there from an interrupted run"
+        state = (
+            f"{count} parts of {parts.output}, of {PART * CHUNK} spectra at most, are "
+            "there from an interrupted run"
+        )
         if not overwrite:
             raise OutputExistsError(
                 f"{state}. Give --resume to go on with it, --overwrite to start anew, "
