@@ -36,7 +36,7 @@ from stellarcli.catalog.matching import (
     Matcher,
     match,
 )
-from stellarcli.catalog.reading import read
+from stellarcli.catalog.reading import from_astropy, read
 from stellarcli.catalog.table import Column, Table, columns, columns_of, find, rows
 from stellarcli.catalog.text import decode_name, encode_name
 from stellarcli.catalog.writing import string_widths, write, write_parts
@@ -67,6 +67,7 @@ __all__ = [
     "encode_name",
     "explained",
     "find",
+    "from_astropy",
     "literal",
     "match",
     "read",

@@ -34,7 +34,7 @@ class Commands(TyperGroup):
             raise typer.Exit(error.exit_status) from None
         except KeyboardInterrupt as error:
             _ignore_signals()
-            say("stellar: interrupted; 'predict --resume' goes on with finished parts.")
+            say("stellar: interrupted; --resume goes on with what is finished.")
             ended = isinstance(error, Ended)
             status = 128 + error.number if ended else ExitStatus.INTERRUPTED
             raise typer.Exit(status) from None

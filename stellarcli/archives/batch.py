@@ -1,0 +1,603 @@
+"""Many small files: fetched by several threads, repeated, verified, recorded.
+
+A file gets its name only when it is whole and verified. What is finished is written down
+in a journal, a hidden file in the directory, from which ``--resume`` goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import itertools
+import json
+import os
+import queue
+import random
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stellarcli import catalog
+from stellarcli.archives import verification
+from stellarcli.archives.client import Client, Stopped
+from stellarcli.errors import (
+    AuthenticationError,
+    FetchError,
+    OutputExistsError,
+    StellarError,
+    Trouble,
+    UsageError,
+)
+
+JOURNAL = ".stellar-fetch.jsonl"
+RETRIES = 5
+ASKED = 3  # times that one file's answer "no" is heard before it is believed
+FIRST_WAIT = 0.5  # s; doubled at every repetition
+MOST_WAIT = 60.0  # s
+HOPELESS = 20  # files given up, and not one fetched: the archive is the trouble
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,199}\.fits?(\.gz|\.bz2)?", re.ASCII)
+FINAL = (Trouble.ABSENT, Trouble.REFUSED)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One file to fetch.
+
+    Attributes
+    ----------
+    key : str
+        What it is, in the journal: archive, release and identifier.
+    addresses : tuple of str
+        Asked in turn while the archive has no such file there.
+    name : str
+        Of the file, where the archive proposes none that can be used; without ``.gz``
+        or with, as its content turns out to be.
+    cards : mapping
+        Values that cards of the file's header must have.
+    proposed : bool
+        Whether the archive's or the header's name is better than `name`.
+    """
+
+    key: str
+    addresses: tuple[str, ...]
+    name: str
+    cards: Mapping[str, object] = field(default_factory=dict)
+    proposed: bool = False
+
+
+@dataclass
+class Outcome:
+    """What became of a batch.
+
+    Attributes
+    ----------
+    files : dict of str
+        Name in the directory, by key.
+    troubles : dict of FetchError
+        Why there is none, by key.
+    skipped : int
+        Files that were there and whole.
+    size : int
+        Bytes received in files.
+    """
+
+    files: dict[str, str] = field(default_factory=dict)
+    troubles: dict[str, FetchError] = field(default_factory=dict)
+    skipped: int = 0
+    size: int = 0
+
+
+class Journal:
+    """Which file of a directory holds what, and its checksum.
+
+    Parameters
+    ----------
+    directory : Path
+    """
+
+    def __init__(self, directory: Path):
+        self.path = directory / JOURNAL
+        self.entries: dict[str, dict] = {}
+        self.owners: dict[str, str] = {}  # key by name of file
+        with suppress(FileNotFoundError), self.path.open("rb") as lines:
+            for line in lines:
+                entry = verification.json_of(line)  # a kill may have cut the last one
+                if isinstance(entry, dict) and {"key", "file", "sha256"} <= set(entry):
+                    self._add(entry)
+
+    def _add(self, entry: dict) -> None:
+        self.entries[entry["key"]] = entry
+        self.owners[entry["file"]] = entry["key"]
+
+    def is_whole(self, key: str) -> bool:
+        """Whether the file of a key is there, byte for byte."""
+        entry = self.entries.get(key)
+        if entry is None:
+            return False
+        try:
+            content = (self.path.parent / entry["file"]).read_bytes()
+        except OSError:
+            return False
+        return hashlib.sha256(content).hexdigest() == entry["sha256"]
+
+    def is_there(self, key: str) -> bool:
+        """Whether the file of a key is there, whole or not."""
+        entry = self.entries.get(key)
+        return entry is not None and (self.path.parent / entry["file"]).exists()
+
+    def record(self, key: str, file: str, content: bytes) -> None:
+        """Write down that a file is finished."""
+        entry = {
+            "key": key,
+            "file": file,
+            "size": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        line = json.dumps(entry).encode() + b"\n"
+        part = str(self.path)
+        with catalog.explained(part, part), self.path.open("ab") as file_:
+            if file_.tell() and not self._ends_line():
+                line = b"\n" + line
+            file_.write(line)
+        self._add(entry)
+
+    def _ends_line(self) -> bool:
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+
+class Store:
+    """The directory that files go to: names, temporary names, the journal.
+
+    Parameters
+    ----------
+    directory : path
+        Made if missing.
+    overwrite : bool
+        Whether files that the journal doesn't know may be replaced.
+
+    Raises
+    ------
+    UsageError
+        If it can't be written to.
+    """
+
+    def __init__(self, directory: str | os.PathLike, overwrite: bool = False):
+        self.directory = Path(directory)
+        self.overwrite = overwrite
+        prepare(self.directory)
+        self.journal = Journal(self.directory)
+        self._lock = threading.Lock()
+        for leftover in self.directory.glob(".*.fits*.part"):
+            leftover.unlink(missing_ok=True)
+
+    def keep(self, item: Item, content: bytes, names: Sequence[str]) -> str:
+        """Write a verified file under the first name that can be its own.
+
+        Parameters
+        ----------
+        item : Item
+        content : bytes
+        names : sequence of str
+            Proposals of the archive, which may be anything.
+
+        Returns
+        -------
+        str
+            Name in the directory.
+
+        Raises
+        ------
+        FetchError
+            If another file has the name.
+        StellarError
+            If the disk is full.
+        """
+        ending = verification.ending(content)
+        plain = [_plain(name) for name in names if NAME.fullmatch(name)]
+        own = _plain(item.name)
+        identifier = re.sub(r"[^\w+-]", "_", item.key.rpartition("/")[2], flags=re.A)
+        choices = [*plain, own] if item.proposed else [own]
+        choices.append(f"{choices[0].removesuffix('.fits')}_{identifier}.fits")
+        with self._lock:
+            name = next(
+                (
+                    choice + ending
+                    for choice in choices
+                    if self._may_take(choice + ending, item.key, content)
+                ),
+                "",
+            )
+            if not name:
+                raise FetchError(
+                    f"{choices[0] + ending} exists and is another file; give "
+                    "--overwrite to replace it, or another directory",
+                    Trouble.REFUSED,
+                )
+            self.journal.owners[name] = item.key
+        path = str(self.directory / name)
+        part = str(self.directory / f".{name}.part")
+        with catalog.explained(path, part):
+            try:
+                with open(part, "wb", buffering=0) as file:
+                    if file.write(content) != len(content):
+                        raise OSError("the file was written in part")
+                os.replace(part, path)
+            except BaseException:
+                with suppress(OSError):
+                    os.remove(part)
+                raise
+        with self._lock:
+            self.journal.record(item.key, name, content)
+        return name
+
+    def _may_take(self, name: str, key: str, content: bytes) -> bool:
+        owner = self.journal.owners.get(name)
+        if owner is not None:
+            return owner == key
+        path = self.directory / name
+        if self.overwrite or not path.exists():
+            return True
+        return path.is_file() and path.read_bytes() == content
+
+
+def _plain(name: str) -> str:
+    """Name of a file without the ending of its compression."""
+    return name.removesuffix(".gz").removesuffix(".bz2")
+
+
+def prepare(directory: Path) -> None:
+    """Make a directory that can be written to.
+
+    Raises
+    ------
+    UsageError
+        If that is impossible.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is a file; name a directory.")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"can't make directory {directory}: {error.strerror}; name another."
+        ) from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise UsageError(f"directory {directory} is not writable; name another.")
+
+
+@dataclass(order=True)
+class _Job:
+    """A file to fetch, and how often that was tried."""
+
+    ready: float
+    number: int
+    item: Item = field(compare=False)
+    tries: int = field(compare=False, default=0)
+
+
+class _Queue:
+    """Jobs by the time from which they may be done; repetitions wait here."""
+
+    def __init__(self, items: Sequence[Item] | itertools.chain):
+        self._fresh = iter(items)
+        self._waiting: list[_Job] = []
+        self._count = itertools.count()
+        self._busy = 0
+        self._changed = threading.Condition()
+
+    def take(self, stop: threading.Event) -> _Job | None:
+        """Return the next job, or None when all are done."""
+        with self._changed:
+            while not stop.is_set():
+                now = time.monotonic()
+                if self._waiting and self._waiting[0].ready <= now:
+                    self._busy += 1
+                    return heapq.heappop(self._waiting)
+                item = next(self._fresh, None)
+                if item is not None:
+                    self._busy += 1
+                    return _Job(now, next(self._count), item)
+                if not self._waiting and not self._busy:
+                    return None
+                pause = self._waiting[0].ready - now if self._waiting else 1.0
+                self._changed.wait(min(pause, 1.0))
+        return None
+
+    def done(self) -> None:
+        """Say that a job that was taken needs no repetition."""
+        with self._changed:
+            self._busy -= 1
+            self._changed.notify_all()
+
+    def again(self, job: _Job, seconds: float) -> None:
+        """Give a job back, to be done after some time."""
+        with self._changed:
+            self._busy -= 1
+            later = time.monotonic() + seconds
+            again = _Job(later, next(self._count), job.item, job.tries)
+            heapq.heappush(self._waiting, again)
+            self._changed.notify_all()
+
+
+def back_off(tries: int, wait: float = 0.0) -> float:
+    """Seconds before a repetition: doubled each time, with chance in it."""
+    longest = min(FIRST_WAIT * 2 ** (tries - 1), MOST_WAIT)
+    return max(wait, longest * random.uniform(0.5, 1.0))
+
+
+def gives_up(error: FetchError, tries: int, retries: int) -> bool:
+    """Whether a file that failed for the `tries`-th time isn't tried again."""
+    if error.kind in FINAL:
+        return True
+    most = min(ASKED - 1, retries) if error.kind is Trouble.ANSWER else retries
+    return tries > most
+
+
+def repeated(client: Client, attempt: Callable[[], Any], retries: int = RETRIES) -> Any:
+    """Do something until it succeeds or is hopeless.
+
+    Raises
+    ------
+    FetchError
+        Of the last attempt.
+    """
+    tries = 0
+    while True:
+        try:
+            return attempt()
+        except FetchError as error:
+            tries += 1
+            if gives_up(error, tries, retries):
+                raise
+            client.sleep(back_off(tries, error.wait))
+
+
+def fetch(
+    client: Client,
+    keys: Sequence[str],
+    make: Callable[[str], Item],
+    store: Store,
+    *,
+    retries: int = RETRIES,
+    resume: bool = False,
+    progress: Callable[[int, int, int], None] = lambda files, size, failed: None,
+) -> Outcome:
+    """Fetch files into a directory.
+
+    Parameters
+    ----------
+    client : Client
+    keys : sequence of str
+        Different ones.
+    make : callable
+        Item of a key.
+    store : Store
+    retries : int
+        Repetitions of one file.
+    resume : bool
+        Skip files that are there and whole.
+    progress : callable
+        Told of every file: how many it was, its bytes, how many have failed so far.
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    OutputExistsError
+        If files are there, and neither `resume` nor the store's `overwrite` is given.
+    AuthenticationError
+        If the archive answers nothing but login pages.
+    StellarError
+        If it doesn't answer at all, or the disk is full.
+    """
+    outcome = Outcome()
+    there = [key for key in keys if store.journal.is_there(key)]
+    if there and not (resume or store.overwrite):
+        raise exists(store, len(there))
+    wanted = list(keys)
+    if resume:
+        wanted = []
+        for key in keys:
+            if store.journal.is_whole(key):
+                outcome.files[key] = store.journal.entries[key]["file"]
+                outcome.skipped += 1
+                progress(1, 0, 0)
+            else:
+                wanted.append(key)
+    _Run(client, store, retries, outcome, progress).work(map(make, wanted), len(wanted))
+    return outcome
+
+
+def exists(store: Store, count: int) -> OutputExistsError:
+    """Build the error for files that are there already."""
+    return OutputExistsError(
+        f"{store.directory} has {count} of these files already; give --resume to skip "
+        "what is whole, or --overwrite to fetch them again."
+    )
+
+
+def check_space(directory: Path, size: int) -> None:
+    """Raise `StellarError` if files of some bytes don't fit on a directory's disk."""
+    free = shutil.disk_usage(directory).free
+    if size > free:
+        raise StellarError(
+            f"about {size / 1e9:.2f} GB are needed in {directory}, {free / 1e9:.2f} GB "
+            "are free. Free some space, choose fewer files, or another directory."
+        )
+
+
+def mean_size(client: Client, items: Sequence[Item], typical: int) -> int:
+    """Bytes per file, from what the archive announces of a few of them.
+
+    The heads of GET requests are looked at: archives answer nothing else of spectra.
+
+    Parameters
+    ----------
+    client : Client
+    items : sequence of Item
+        All of these are asked for.
+    typical : int
+        Returned where the archive doesn't say.
+    """
+    found = []
+    for item in items:
+        for address in item.addresses:
+            try:
+                reply = client.get(address)
+            except FetchError:
+                continue
+            reply.response.close()
+            if reply.length and "json" not in reply.headers.get("Content-Type", ""):
+                found.append(reply.length)
+            break
+    return sum(found) // len(found) if found else typical
+
+
+class _Run:
+    """The threads of one batch; results come back to the one that started them."""
+
+    def __init__(self, client, store, retries, outcome, progress):
+        self.client: Client = client
+        self.store: Store = store
+        self.retries: int = retries
+        self.outcome: Outcome = outcome
+        self.progress = progress
+        self.results: queue.SimpleQueue = queue.SimpleQueue()
+        self.address = 0  # index of the addresses that had the last file
+        self.streak = 0  # failures of the archive since the last success
+
+    def work(self, items, count: int) -> None:
+        jobs = _Queue(items)
+        number = min(self.client.connections, count)
+        threads = [
+            threading.Thread(target=self._work, args=(jobs,), daemon=True)
+            for _ in range(number)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(count):
+                self._note(*self.results.get())
+        finally:
+            self.client.stop.set()
+            for thread in threads:  # those that wait for a server end by themselves
+                thread.join(timeout=1.0)
+            self.client.stop.clear()
+
+    def _note(self, item: Item | None, result: object) -> None:
+        """Take in what became of one file."""
+        outcome = self.outcome
+        if isinstance(result, FetchError):
+            outcome.troubles[item.key] = result
+            self.progress(1, 0, len(outcome.troubles))
+            if not outcome.files and len(outcome.troubles) >= HOPELESS:
+                raise_if_hopeless(outcome)
+        elif isinstance(result, BaseException):
+            raise result
+        else:
+            name, size = result
+            outcome.files[item.key] = name
+            outcome.size += size
+            self.progress(1, size, len(outcome.troubles))
+
+    def _work(self, jobs: _Queue) -> None:
+        stop = self.client.stop
+        while (job := jobs.take(stop)) is not None:
+            try:
+                result: object = self._attempt(job.item)
+                self.streak = 0
+            except FetchError as error:
+                self._spare(error)
+                job.tries += 1
+                if not gives_up(error, job.tries, self.retries):
+                    jobs.again(job, back_off(job.tries, error.wait))
+                    continue
+                result = error
+            except Stopped:
+                return
+            except BaseException as error:  # of the disk, or a mistake: the run ends
+                result = error
+            self.results.put((job.item, result))
+            jobs.done()
+
+    def _spare(self, error: FetchError) -> None:
+        """Slow all threads down where an archive does nothing but fail."""
+        if error.kind in (Trouble.PASSING, Trouble.LOGIN):
+            self.streak += 1
+            rounds, rest = divmod(self.streak, 2 * self.client.connections)
+            if rounds and not rest:
+                self.client.pause(back_off(rounds))
+
+    def _attempt(self, item: Item) -> tuple[str, int]:
+        """Fetch, verify and keep one file; its name and size."""
+        content, proposed = self._content(item)
+        try:
+            header = verification.check(content, item.cards)
+        except FetchError as error:
+            if error.kind is Trouble.ANSWER and (
+                words := self.client.words_of(content)
+            ):
+                raise FetchError(f"the archive says: {words}", error.kind) from None
+            raise
+        names = [proposed, str(header.get("FILENAME", ""))]
+        return self.store.keep(item, content, self._without_token(names)), len(content)
+
+    def _without_token(self, names: list[str]) -> list[str]:
+        """Names but those that a server wrote the token into."""
+        return [name for name in names if self.client.mask(name) == name]
+
+    def _content(self, item: Item) -> tuple[bytes, str]:
+        """Body of the first address that has the file, and the name proposed for it."""
+        count = len(item.addresses)
+        missing = None
+        first = self.address
+        for step in range(count):
+            index = (first + step) % count
+            try:
+                content, reply = self.client.content(item.addresses[index])
+            except FetchError as error:
+                if error.kind is not Trouble.ABSENT:
+                    raise
+                missing = error
+                continue
+            self.address = index
+            return content, reply.name
+        raise missing
+
+
+def raise_if_hopeless(outcome: Outcome) -> None:
+    """Raise if the archive itself, not its files, is the trouble.
+
+    Raises
+    ------
+    AuthenticationError
+        If all that came were login pages and refusals.
+    StellarError
+        If nothing came, for one and the same kind of reason.
+    """
+    if outcome.files or not outcome.troubles:
+        return
+    kinds = {error.kind for error in outcome.troubles.values()}
+    reason = str(next(iter(outcome.troubles.values())))
+    tried = len(outcome.troubles)
+    if kinds == {Trouble.LOGIN}:
+        raise AuthenticationError(
+            f"the archive wants a login for every file ({reason}, {tried} files tried). "
+            "If the release isn't public, give your token by --token-file or "
+            "STELLAR_LAMOST_TOKEN; if you did, it is not accepted."
+        )
+    if kinds == {Trouble.PASSING}:
+        raise StellarError(
+            f"none of {tried} files could be fetched: {reason}. Check the network and "
+            "the address (--url), or come back later; --resume goes on."
+        )
