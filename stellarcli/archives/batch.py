@@ -11,12 +11,12 @@ import heapq
 import itertools
 import json
 import os
-import queue
 import random
 import re
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,6 +40,7 @@ RETRIES = 5
 ASKED = 3  # times that one file's answer "no" is heard before it is believed
 FIRST_WAIT = 0.5  # s; doubled at every repetition
 MOST_WAIT = 60.0  # s
+LOOK = 0.05  # s between looks at what the threads have done
 HOPELESS = 20  # files given up, and not one fetched: the archive is the trouble
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,199}\.fits?(\.gz|\.bz2)?", re.ASCII)
 FINAL = (Trouble.ABSENT, Trouble.REFUSED)
@@ -105,6 +106,7 @@ class Journal:
         self.path = directory / JOURNAL
         self.entries: dict[str, dict] = {}
         self.owners: dict[str, str] = {}  # key by name of file
+        self._lines = None  # open while files come in
         with suppress(FileNotFoundError), self.path.open("rb") as lines:
             for line in lines:
                 entry = verification.json_of(line)  # a kill may have cut the last one
@@ -131,26 +133,31 @@ class Journal:
         entry = self.entries.get(key)
         return entry is not None and (self.path.parent / entry["file"]).exists()
 
-    def record(self, key: str, file: str, content: bytes) -> None:
+    def record(self, key: str, file: str, size: int, sha256: str) -> None:
         """Write down that a file is finished."""
-        entry = {
-            "key": key,
-            "file": file,
-            "size": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-        }
-        line = json.dumps(entry).encode() + b"\n"
-        part = str(self.path)
-        with catalog.explained(part, part), self.path.open("ab") as file_:
-            if file_.tell() and not self._ends_line():
-                line = b"\n" + line
-            file_.write(line)
+        entry = {"key": key, "file": file, "size": size, "sha256": sha256}
+        path = str(self.path)
+        with catalog.explained(path, path):
+            if self._lines is None:
+                self._lines = self.path.open("ab", buffering=0)
+                if not self._ends_well():
+                    self._lines.write(b"\n")
+            self._lines.write(json.dumps(entry).encode() + b"\n")
         self._add(entry)
 
-    def _ends_line(self) -> bool:
+    def _ends_well(self) -> bool:
+        """Whether the last line is whole; a kill may have cut it."""
         with self.path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return True
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
+
+    def close(self) -> None:
+        """Close the file; the next `record` opens it again."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
 
 
 class Store:
@@ -177,6 +184,7 @@ class Store:
         self._lock = threading.Lock()
         for leftover in self.directory.glob(".*.fits*.part"):
             leftover.unlink(missing_ok=True)
+        self._there = set(os.listdir(self.directory))
 
     def keep(self, item: Item, content: bytes, names: Sequence[str]) -> str:
         """Write a verified file under the first name that can be its own.
@@ -222,29 +230,31 @@ class Store:
                     Trouble.REFUSED,
                 )
             self.journal.owners[name] = item.key
-        path = str(self.directory / name)
-        part = str(self.directory / f".{name}.part")
+        path = os.path.join(self.directory, name)
+        part = os.path.join(self.directory, f".{name}.part")
         with catalog.explained(path, part):
             try:
                 with open(part, "wb", buffering=0) as file:
-                    if file.write(content) != len(content):
-                        raise OSError("the file was written in part")
+                    written = file.write(content)
+                    while written < len(content):  # a disk that is nearly full
+                        written += file.write(content[written:])
                 os.replace(part, path)
             except BaseException:
                 with suppress(OSError):
                     os.remove(part)
                 raise
+        digest = hashlib.sha256(content).hexdigest()
         with self._lock:
-            self.journal.record(item.key, name, content)
+            self.journal.record(item.key, name, len(content), digest)
         return name
 
     def _may_take(self, name: str, key: str, content: bytes) -> bool:
         owner = self.journal.owners.get(name)
         if owner is not None:
             return owner == key
-        path = self.directory / name
-        if self.overwrite or not path.exists():
+        if self.overwrite or name not in self._there:
             return True
+        path = self.directory / name
         return path.is_file() and path.read_bytes() == content
 
 
@@ -472,7 +482,8 @@ class _Run:
         self.retries: int = retries
         self.outcome: Outcome = outcome
         self.progress = progress
-        self.results: queue.SimpleQueue = queue.SimpleQueue()
+        self.results: deque = deque()
+        self.finished = threading.Event()
         self.address = 0  # index of the addresses that had the last file
         self.streak = 0  # failures of the archive since the last success
 
@@ -485,14 +496,22 @@ class _Run:
         ]
         for thread in threads:
             thread.start()
+        left = count
         try:
-            for _ in range(count):
-                self._note(*self.results.get())
+            while left:
+                # looked at now and then: waking this thread for every file would cost
+                # the others more time than the files do
+                if self.finished.wait(LOOK):
+                    self.finished.clear()
+                while self.results:
+                    self._note(*self.results.popleft())
+                    left -= 1
         finally:
             self.client.stop.set()
             for thread in threads:  # those that wait for a server end by themselves
                 thread.join(timeout=1.0)
             self.client.stop.clear()
+            self.store.journal.close()
 
     def _note(self, item: Item | None, result: object) -> None:
         """Take in what became of one file."""
@@ -527,8 +546,10 @@ class _Run:
                 return
             except BaseException as error:  # of the disk, or a mistake: the run ends
                 result = error
-            self.results.put((job.item, result))
+                self.finished.set()
+            self.results.append((job.item, result))
             jobs.done()
+        self.finished.set()
 
     def _spare(self, error: FetchError) -> None:
         """Slow all threads down where an archive does nothing but fail."""

@@ -114,6 +114,10 @@ class Client:
         self._lock = threading.Lock()
         self._turn = 0.0  # by the monotonic clock: when the next request may start
         self._pool = _pool(self.base, connections, timeout)
+        # the usual case spares urllib3 to take every address apart; not for a proxy
+        direct = type(self._pool) is urllib3.PoolManager
+        self._home = self._pool.connection_from_url(self.base) if direct else None
+        self._root = len("{0.scheme}://{0.netloc}".format(urlsplit(self.base)))
         if token is not None:
             _check_private(self.base)
 
@@ -235,16 +239,18 @@ class Client:
             turn = max(now, self._turn)
             self._turn = turn + self._interval
         self.sleep(turn - now)
+        options = {
+            "headers": {**HEADERS, **headers},
+            "redirect": False,
+            "retries": False,
+            "preload_content": False,
+            "decode_content": False,
+        }
         try:
-            return self._pool.request(
-                "GET",
-                address,
-                headers={**HEADERS, **headers},
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                decode_content=False,
-            )
+            if self._home is not None and address.startswith(f"{self.base}/"):
+                target = address[self._root :]
+                return self._home.urlopen("GET", target, **options)
+            return self._pool.request("GET", address, **options)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise self._failure(error) from None
 

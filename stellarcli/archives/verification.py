@@ -187,8 +187,10 @@ def _header(stream: IO[bytes], block: bytes, number: int) -> bytes:
     blocks = []
     while len(blocks) < HEADER_BLOCKS and len(block) == BLOCK:
         blocks.append(block)
-        cards = (block[i : i + CARD] for i in range(0, BLOCK, CARD))
-        if END in cards:
+        end = block.find(END)
+        while end >= 0 and end % CARD:
+            end = block.find(END, end + 1)
+        if end >= 0:
             return b"".join(blocks)
         block = _read(stream, BLOCK)
     raise FetchError(f"the file is cut short: the header of HDU {number} has no end")
