@@ -7,7 +7,7 @@
     │   └── OutputExistsError 2   the output is there already
     ├── ModelFileError        1   a model file is damaged, or newer than this program
     ├── AuthenticationError   4   an archive wants a token
-    ├── FetchError            1   one file can't be fetched: a failed row where others can
+    ├── FetchError            1   one file can't be fetched; a failed row among others
     ├── NoUsableSpectraError  64  not one input gave a value
     └── SpectrumError         –   one input can't be read: a flagged row, never the end
 

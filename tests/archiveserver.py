@@ -1,12 +1,12 @@
 """A server on 127.0.0.1 that behaves as the archives do, faults included.
 
-In a test, ``with Archive(spectra) as archive`` runs it in a thread; as a program it runs
-in a process of its own, for benchmarks:
+In a test, ``with Archive(spectra) as archive`` runs it in a thread; as a program it
+runs in a process of its own, for benchmarks:
 
     python tests/archiveserver.py DIRECTORY [--faults 0.05] [--latency 0.02]
 
-It prints its port. Addresses are those of LAMOST (``/openapi`` and the web pages) and of
-any static file (SDSS, tarballs, models).
+It prints its port. Addresses are those of LAMOST (``/openapi`` and the web pages) and
+of any static file (SDSS, tarballs, models).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import json
 import random
 import re
 import threading
-import time
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -35,18 +34,21 @@ RELEASES = {
         {"dr_version": "dr12", "sub_version": "v1.0", "public_status": "internal"},
     ]
 }
+TOKEN = "s3cret+token/of=the~tests"  # looked for in every output of the tests
 LOGIN = b"<!DOCTYPE html><html><title>Login</title><input name=password></html>"
 PAGE = b"<html><body>Service under maintenance</body></html>"
 REASONS = {200: "OK", 206: "Partial Content", 302: "Found", 404: "Not Found"}
 
 
 class Answer:
-    """What goes back: status, headers, body; `cut` bytes of it, then the line is dead."""
+    """What goes back; after `cut` bytes of the body the line is dead."""
 
     def __init__(self, body=b"", status=200, cut=None, length=None, **headers):
         self.body, self.status, self.cut = body, status, cut
         self.length = len(body) if length is None else length
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.headers = {
+            name.replace("_", "-"): value for name, value in headers.items()
+        }
 
     def head(self):
         lines = [f"HTTP/1.1 {self.status} {REASONS.get(self.status, 'Other')}"]
@@ -85,7 +87,7 @@ class Archive:
         self.special = {}  # Answer, or a function of (path, query, headers), by path
         self.releases = RELEASES
         self.faults, self.kinds = faults, kinds
-        self.token = "secret-token-of-the-tests"
+        self.token = TOKEN
         self.latency = 0.0
         self.hang = 60.0  # s
         self.web_only = False  # a mirror without /openapi
@@ -177,10 +179,14 @@ class Archive:
             return Answer(json.dumps(self.releases).encode())
         if path in self.static:
             return self.file(self.static[path], headers)
-        if found := re.fullmatch(r"/openapi/(dr\d+)/v[\d.]+/(lrs|mrs)/spectrum/fits", path):
+        if found := re.fullmatch(
+            r"/openapi/(dr\d+)/v[\d.]+/(lrs|mrs)/spectrum/fits", path
+        ):
             obsid = query.get("obsid", "")
             web = self.web_only
-        elif found := re.fullmatch(r"/(dr\d+)/v[\d.]+/(?:med)?spectrum/fits/(\d+)", path):
+        elif found := re.fullmatch(
+            r"/(dr\d+)/v[\d.]+/(?:med)?spectrum/fits/(\d+)", path
+        ):
             obsid, web = found[2], False
         else:
             return Answer(b"not here", 404)
@@ -233,7 +239,9 @@ class Archive:
         if kind == "truncated":
             return Answer(content[: len(content) * 2 // 3])
         if kind == "wrong":
-            return self.whole(self.random.choice([n for n in self.spectra if n != obsid]))
+            return self.whole(
+                self.random.choice([n for n in self.spectra if n != obsid])
+            )
         if kind == "loop":
             return Answer(b"", 302, Location=target)
         if kind == "empty":

@@ -1,7 +1,7 @@
 """Many small files: fetched by several threads, repeated, verified, recorded.
 
-A file gets its name only when it is whole and verified. What is finished is written down
-in a journal, a hidden file in the directory, from which ``--resume`` goes on.
+A file gets its name only when it is whole and verified. What is finished is written
+down in a journal, a hidden file in the directory, from which ``--resume`` goes on.
 """
 
 from __future__ import annotations
@@ -521,6 +521,10 @@ class _Run:
             self.progress(1, 0, len(outcome.troubles))
             if not outcome.files and len(outcome.troubles) >= HOPELESS:
                 raise_if_hopeless(outcome)
+        elif isinstance(result, StellarError):
+            raise type(result)(
+                f"{result} {len(outcome.files)} files are whole; --resume goes on."
+            ) from result
         elif isinstance(result, BaseException):
             raise result
         else:
@@ -613,8 +617,8 @@ def raise_if_hopeless(outcome: Outcome) -> None:
     tried = len(outcome.troubles)
     if kinds == {Trouble.LOGIN}:
         raise AuthenticationError(
-            f"the archive wants a login for every file ({reason}, {tried} files tried). "
-            "If the release isn't public, give your token by --token-file or "
+            f"the archive wants a login for each of {tried} files: {reason}. If the "
+            "release isn't public, give your token by --token-file or "
             "STELLAR_LAMOST_TOKEN; if you did, it is not accepted."
         )
     if kinds == {Trouble.PASSING}:

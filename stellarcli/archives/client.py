@@ -214,7 +214,7 @@ class Client:
             if reply.length not in (None, received):
                 raise _cut(received, reply.length)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            if isinstance(error, urllib3.exceptions.IncompleteRead):
+            if reply.length is not None and "IncompleteRead" in repr(error):
                 raise _cut(received, reply.length) from None
             raise self._failure(error) from None
         finally:
@@ -280,7 +280,7 @@ class Client:
         return target
 
     def _checked(self, response: urllib3.BaseHTTPResponse) -> Reply:
-        """The reply, or the error that its status means."""
+        """Return the reply, or raise the error that its status means."""
         if response.status in (200, 206):
             return Reply(response, _length(response), _proposed_name(response))
         words = self._words(response)
@@ -297,7 +297,7 @@ class Client:
         raise FetchError(status, Trouble.ANSWER)
 
     def _words(self, response: urllib3.BaseHTTPResponse) -> str:
-        """What the body of an error says, if it is JSON."""
+        """Return what the body of an error says, if it is JSON."""
         reply = Reply(response, _length(response), "")
         try:
             return self.words_of(b"".join(self.body(reply, WORDS)))
@@ -318,16 +318,11 @@ class Client:
         return self.mask("".join(c for c in text if c.isprintable()))[:300]
 
     def _failure(self, error: Exception) -> FetchError:
-        """The error of a connection, in words that don't quote the address."""
+        """Say why a connection failed, in words that don't quote the address."""
         if self.stop.is_set():
             raise Stopped
         where = urlsplit(self.base).netloc
-        cause = error
-        while cause.__cause__ or getattr(cause, "reason", None):
-            inner = cause.__cause__ or cause.reason
-            if not isinstance(inner, Exception):
-                break
-            cause = inner
+        cause = _root(error)
         errors = urllib3.exceptions
         if isinstance(error, errors.NameResolutionError):
             return FetchError(f"the name of {where} can't be resolved")
@@ -351,7 +346,7 @@ HEADERS = {
 
 
 def _pool(base: str, connections: int, timeout: float) -> urllib3.PoolManager:
-    """Connections, through the proxy of the environment if there is one."""
+    """Make connections, through the proxy of the environment if there is one."""
     options = {
         "maxsize": connections,
         "block": False,
@@ -439,6 +434,13 @@ def _retry_after(text: str | None) -> float:
         date = date if date.tzinfo else date.replace(tzinfo=UTC)
         seconds = (date - datetime.now(UTC)).total_seconds()
     return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else 0.0
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return the error at the bottom of those that urllib3 wraps around it."""
+    inside = [error.__cause__, *error.args]
+    found = next((e for e in inside if isinstance(e, BaseException)), None)
+    return error if found is None else _root(found)
 
 
 def _cut(received: int, length: int | None) -> FetchError:

@@ -71,7 +71,7 @@ TARBALL = Release(0, (), "tarball")  # of a file on this machine, nobody knows
 
 
 def parse_release(dr: str, version: str, public: bool | None = None) -> Release | None:
-    """Make a release of ``10`` or ``dr10`` and ``v2.0`` or ``2.0``; None if it isn't."""
+    """Make a release of ``10`` or ``dr10`` and ``v2.0`` or ``2.0``; None of others."""
     number, parts = DR.fullmatch(dr.strip()), VERSION.fullmatch(version.strip())
     if not number or not parts:
         return None
@@ -247,8 +247,8 @@ def check_columns(table: Table) -> np.ndarray:
     column = orders.column_of(table, OBSID_COLUMNS, "LAMOST identifiers")
     if not len(column):
         raise UsageError(
-            f"{table.name or 'the table'} has no rows; check the filter in brackets, or "
-            "the query."
+            f"{table.name or 'the table'} has no rows; check the filter in brackets, "
+            "or the query."
         )
     return column
 
@@ -459,8 +459,8 @@ def tarball(source: str, release: Release, base: str, medium: bool) -> str:
         return check_address(source)
     if not NIGHT.fullmatch(source):
         raise UsageError(
-            f"--from-tar {source!r} is neither a file, nor a night such as 20231101, nor "
-            "an address."
+            f"--from-tar {source!r} is neither a file, nor a night such as 20231101, "
+            "nor an address."
         )
     survey = "mrs" if medium else "lrs"
     return f"{base}/{release.name}/tar/{survey}-fits/{source}.tar.gz"

@@ -88,12 +88,12 @@ def text(value: object) -> str:
 
 
 def from_list(values: Sequence[int], name: str) -> Table:
-    """A table of one column."""
+    """Make a table of one column."""
     return Table(np.array(values, dtype=np.int64).astype([(name, "i8")]))
 
 
 def of_outcome(outcome: Outcome) -> Order:
-    """The order that a batch without a catalogue was: a row per file."""
+    """Make the order that a batch without a catalogue was: a row per file."""
     keys = [*outcome.files, *outcome.troubles]
     table = Table(np.array(keys, dtype=str).astype([("fetch_key", "U200")]))
     return Order(table, {"file": keys}, lambda key: Item(key, (), "none"), 0)
@@ -177,7 +177,7 @@ def _filler(values: list) -> object:
 
 
 def _list_in(answer: object, depth: int = 0) -> list[dict] | None:
-    """The list of objects in an answer, wherever it is."""
+    """Find the list of objects in an answer, wherever it is."""
     if isinstance(answer, list) and all(isinstance(row, dict) for row in answer):
         return answer
     if isinstance(answer, dict) and depth < 3:

@@ -92,7 +92,7 @@ def _from_file(file: str) -> str:
 
 
 def _checked(secret: str, source: str) -> Token:
-    """A token without blanks; the message never quotes it."""
+    """Make a token of one word; the message never quotes it."""
     if not secret or not secret.isascii() or not secret.isprintable() or " " in secret:
         raise UsageError(
             f"the {source} holds no token: one word of ASCII is expected. It is on "

@@ -175,7 +175,7 @@ class Part:
                     progress(file.tell(), total)
 
     def _known(self, address: str) -> dict:
-        """The note about what is there, if it belongs to this address."""
+        """Read the note about what is there, if it belongs to this address."""
         try:
             note = verification.json_of(self.note.read_bytes())
         except OSError:
@@ -216,7 +216,7 @@ def check_digest(path: str, algorithm: str, wanted: str) -> None:
 
 
 def explained(error: FetchError, what: str, client: Client) -> StellarError:
-    """The error that ends a run whose only file can't be had."""
+    """Build the error that ends a run whose only file can't be had."""
     if error.kind is Trouble.LOGIN:
         return AuthenticationError(
             f"{client.base} wants a login for {what}: {error}. If the release isn't "

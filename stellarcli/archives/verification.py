@@ -74,7 +74,7 @@ def check_file(path: str | os.PathLike) -> Header:
 
 
 def ending(content: bytes) -> str:
-    """Ending that a file's first bytes ask for: ``""``, ``".gz"`` or ``".bz2"``."""
+    """Return the ending that first bytes ask for: ``""``, ``".gz"``, ``".bz2"``."""
     if content.startswith(GZIP):
         return ".gz"
     return ".bz2" if content.startswith(BZIP2) else ""
@@ -91,7 +91,7 @@ def _opened(file: IO[bytes], head: bytes) -> IO[bytes]:
 
 
 def _inflated(content: bytes) -> bytes:
-    """The FITS bytes inside, at most `SMALL` of them."""
+    """Return the FITS bytes inside, at most `SMALL` of them."""
     if content.startswith(GZIP):
         return _unpacked(content, lambda: inflater.decompressobj(wbits=31), GZIP)
     if content.startswith(BZIP2):

@@ -132,7 +132,7 @@ SdssUrl = Annotated[
     typer.Option(
         metavar="ADDRESS",
         envvar="STELLAR_SDSS_URL",
-        help="Science Archive Server or a mirror; https://data.sdss.org/sas by default.",
+        help="Science Archive Server or mirror; https://data.sdss.org/sas by default.",
         show_default=False,
     ),
 ]
@@ -203,8 +203,8 @@ def lamost(
         str | None,
         typer.Option(
             metavar="NIGHT|FILE|ADDRESS",
-            help="Take them out of a night's tarball, YYYYMMDD, rather than one by one; "
-            "all, or those of --obsid or --from.",
+            help="Take them out of a night's tarball, YYYYMMDD, rather than one by "
+            "one; all, or those of --obsid or --from.",
         ),
     ] = None,
     table: fetching.TableOut = None,
@@ -234,7 +234,7 @@ def lamost(
 
       stellar fetch lamost --dr 10 --version v2.0 --from 'stellar.fits[snrg>50]' -o raw/
 
-      stellar fetch lamost --cone 150.1,2.2,0.5 -o raw/ --table - | stellar predict - -o params.fits
+      stellar fetch lamost --cone 150,2,1 -o r/ --table - | stellar predict - -o a.fits
     """
     from stellarcli import catalog
     from stellarcli.archives import lamost as archive
@@ -258,8 +258,8 @@ def lamost(
     given = [bool(obsid), source is not None, cone is not None, sql is not None]
     if sum(given) > 1 or not (any(given) or from_tar) or (from_tar and (cone or sql)):
         raise UsageError(
-            "say once which spectra: --obsid, --from, --cone or --sql; --from-tar alone "
-            "or with one of the first two."
+            "say once which spectra: --obsid, --from, --cone or --sql; --from-tar "
+            "alone or with one of the first two."
         )
     rows = None
     place = archive.parse_cone(cone) if cone is not None else None
@@ -343,7 +343,7 @@ def lamost_catalogue(
         return
     if path.exists() and not overwrite:
         raise OutputExistsError(
-            f"{path} exists; give --overwrite to fetch it again, or --resume to check it."
+            f"{path} exists; give --overwrite to fetch it again, --resume to check it."
         )
     try:
         with fetching.measured(quiet) as count:
@@ -389,7 +389,7 @@ def sdss(
 
       stellar fetch sdss --from 'specobj.fits[snmedian>20]' -o sdss/
 
-      stellar fetch sdss --dr 19 --from spall.fits -o boss/ --table - | stellar predict - -o params.fits
+      stellar fetch sdss --dr 19 --from spall.fits -o boss/ --table boss.fits
     """
     from stellarcli import catalog
     from stellarcli.archives import sdss as archive
@@ -447,9 +447,9 @@ def sdss_images(
 ) -> None:
     """Fetch the SDSS frames in g, r and i that contain each star.
 
-    The table has run, camcol and field, or ra and dec in degrees, for which SkyServer is
-    asked once a second. Frames are calibrated images (nanomaggies); the table of files
-    has the columns image_g, image_r, image_i.
+    The table has run, camcol and field, or ra and dec in degrees, for which SkyServer
+    is asked once a second. Frames are calibrated images (nanomaggies); the table of
+    files has the columns image_g, image_r, image_i.
 
     Examples:
 

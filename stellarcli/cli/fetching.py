@@ -244,7 +244,9 @@ def _preview(client: Client, order: Order, job: Job) -> None:
         "files": len(keys),
         "bytes_about": total,
         "rows": len(order.table.rows),
-        "rows_without_file": sum(not all(row) for row in zip(*order.keys.values())),
+        "rows_without_file": sum(
+            not all(row) for row in zip(*order.keys.values(), strict=True)
+        ),
     }
     if job.json:
         _print_json(summary)

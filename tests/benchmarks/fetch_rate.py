@@ -2,11 +2,11 @@
 
     python tests/benchmarks/fetch_rate.py DIRECTORY [--latency 0.02] [--runs 3]
 
-A server in a process of its own serves the spectra in DIRECTORY (gzipped if they aren't)
-on this machine, with some latency per answer, as the network of an archive has. Both
-clients get eight connections and take turns; times are those of whole processes, start
-included. ``stellar`` verifies every file, ``curl --parallel`` none; ``xargs curl`` is a
-process per file. Demanded are 70 % of curl's rate.
+A server in a process of its own serves the spectra in DIRECTORY (gzipped if they
+aren't) on this machine, with some latency per answer, as the network of an archive has.
+Both clients get eight connections and take turns; times are those of whole processes,
+start included. ``stellar`` verifies every file, ``curl --parallel`` none; ``xargs curl``
+is a process per file. Demanded are 70 % of curl's rate.
 """
 
 from __future__ import annotations
