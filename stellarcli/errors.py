@@ -37,6 +37,7 @@ class Trouble(Enum):
     """Kinds of trouble with an archive, by what follows from them."""
 
     PASSING = "passing"  # the network, a busy or faulty server: tried again
+    DAMAGED = "damaged"  # what came is no whole file, or another one: tried again
     ANSWER = "answer"  # the archive says no in its own words: asked again, less often
     LOGIN = "login"  # a login page or a refusal: tried again, a token may be missing
     ABSENT = "absent"  # there is no such file: another address may have it

@@ -292,10 +292,10 @@ def test_an_address_with_a_password_is_refused_and_not_repeated():
         (Answer(b"", 404), Trouble.ABSENT),
         (Answer(b"", 418), Trouble.ANSWER),
         (Answer(LOGIN), Trouble.LOGIN),
-        (Answer(b"<html>sorry</html>"), Trouble.PASSING),
+        (Answer(b"<html>sorry</html>"), Trouble.DAMAGED),
         (message("no such obsid"), Trouble.ANSWER),
-        (Answer(b""), Trouble.PASSING),
-        (Answer(b"PK\3\4 something else"), Trouble.PASSING),
+        (Answer(b""), Trouble.DAMAGED),
+        (Answer(b"PK\3\4 something else"), Trouble.DAMAGED),
         (Answer(FITS, cut=100), Trouble.PASSING),
         (Answer(b"", 302, Location="https://login.example.org/oauth"), Trouble.LOGIN),
     ],
@@ -369,7 +369,7 @@ def fetch_order(client, order, folder, **options):
 
 
 def assert_whole(folder, spectra):
-    """The directory holds these files, byte for byte, and nothing else but a journal."""
+    """The directory holds these files, byte for byte, and at most a journal."""
     there = {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
     assert there == dict(spectra.values())
     hidden = {path.name for path in folder.glob(".*")}

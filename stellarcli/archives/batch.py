@@ -520,7 +520,7 @@ class _Run:
             outcome.troubles[item.key] = result
             self.progress(1, 0, len(outcome.troubles))
             if not outcome.files and len(outcome.troubles) >= HOPELESS:
-                raise_if_hopeless(outcome)
+                raise_if_hopeless(outcome, midway=True)
         elif isinstance(result, StellarError):
             raise type(result)(
                 f"{result} {len(outcome.files)} files are whole; --resume goes on."
@@ -557,7 +557,7 @@ class _Run:
 
     def _spare(self, error: FetchError) -> None:
         """Slow all threads down where an archive does nothing but fail."""
-        if error.kind in (Trouble.PASSING, Trouble.LOGIN):
+        if error.kind in (Trouble.PASSING, Trouble.DAMAGED, Trouble.LOGIN):
             self.streak += 1
             rounds, rest = divmod(self.streak, 2 * self.client.connections)
             if rounds and not rest:
@@ -569,11 +569,11 @@ class _Run:
         try:
             header = verification.check(content, item.cards)
         except FetchError as error:
-            if error.kind is Trouble.ANSWER and (
-                words := self.client.words_of(content)
-            ):
-                raise FetchError(f"the archive says: {words}", error.kind) from None
-            raise
+            reason, kind = str(error), error.kind
+            if kind is Trouble.ANSWER and (words := self.client.words_of(content)):
+                reason = f"the archive says: {words}"
+            kind = Trouble.DAMAGED if kind is Trouble.PASSING else kind
+            raise FetchError(reason, kind) from None
         names = [proposed, str(header.get("FILENAME", ""))]
         return self.store.keep(item, content, self._without_token(names)), len(content)
 
@@ -600,8 +600,15 @@ class _Run:
         raise missing
 
 
-def raise_if_hopeless(outcome: Outcome) -> None:
+def raise_if_hopeless(outcome: Outcome, midway: bool = False) -> None:
     """Raise if the archive itself, not its files, is the trouble.
+
+    Parameters
+    ----------
+    outcome : Outcome
+    midway : bool
+        Whether there is more to fetch: an archive that sends nothing but rubbish need
+        not be asked for all of it.
 
     Raises
     ------
@@ -621,7 +628,7 @@ def raise_if_hopeless(outcome: Outcome) -> None:
             "release isn't public, give your token by --token-file or "
             "STELLAR_LAMOST_TOKEN; if you did, it is not accepted."
         )
-    if kinds == {Trouble.PASSING}:
+    if kinds <= {Trouble.PASSING, *([Trouble.DAMAGED] if midway else [])}:
         raise StellarError(
             f"none of {tried} files could be fetched: {reason}. Check the network and "
             "the address (--url), or come back later; --resume goes on."

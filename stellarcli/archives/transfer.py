@@ -215,6 +215,15 @@ def check_digest(path: str, algorithm: str, wanted: str) -> None:
         )
 
 
+def is_whole(path: Path) -> bool:
+    """Say whether a FITS file is there, and whole."""
+    try:
+        verification.check_file(path)
+    except (FetchError, FileNotFoundError):
+        return False
+    return True
+
+
 def explained(error: FetchError, what: str, client: Client) -> StellarError:
     """Build the error that ends a run whose only file can't be had."""
     if error.kind is Trouble.LOGIN:

@@ -323,7 +323,7 @@ def lamost_catalogue(
     """
     from pathlib import Path
 
-    from stellarcli.archives import batch, transfer, verification
+    from stellarcli.archives import batch, transfer
     from stellarcli.archives import lamost as archive
     from stellarcli.archives.client import Client
     from stellarcli.errors import FetchError, OutputExistsError
@@ -337,19 +337,21 @@ def lamost_catalogue(
     file, addresses = archive.catalogue(name, release, client.base)
     batch.prepare(Path(output))
     path = Path(output) / file
-    if path.exists() and resume:
-        verification.check_file(path)
-        say(f"{path} is there and whole")
-        return
-    if path.exists() and not overwrite:
+    if path.exists() and not (overwrite or resume):
         raise OutputExistsError(
             f"{path} exists; give --overwrite to fetch it again, --resume to check it."
         )
     try:
-        with fetching.measured(quiet) as count:
-            transfer.download(
-                client, addresses, path, resume=resume, retries=retries, progress=count
-            )
+        if not (resume and transfer.is_whole(path)):
+            with fetching.measured(quiet) as count:
+                transfer.download(
+                    client,
+                    addresses,
+                    path,
+                    resume=resume,
+                    retries=retries,
+                    progress=count,
+                )
     except FetchError as error:
         raise transfer.explained(error, file, client) from None
     if not quiet:

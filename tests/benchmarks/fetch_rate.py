@@ -5,8 +5,8 @@
 A server in a process of its own serves the spectra in DIRECTORY (gzipped if they
 aren't) on this machine, with some latency per answer, as the network of an archive has.
 Both clients get eight connections and take turns; times are those of whole processes,
-start included. ``stellar`` verifies every file, ``curl --parallel`` none; ``xargs curl``
-is a process per file. Demanded are 70 % of curl's rate.
+start included. ``stellar`` verifies every file, ``curl --parallel`` none; ``xargs
+curl`` is a process per file. Demanded are 70 % of curl's rate.
 """
 
 from __future__ import annotations
