@@ -57,9 +57,9 @@ def item(url, name="a.fits", **cards):
 
 def fetch_one(client, tmp_path, url, retries=0, **cards):
     """Outcome of a batch of one file."""
-    store = batch.Store(tmp_path / "out")
     one = item(url, **cards)
-    return batch.fetch(client, [one.key], lambda key: one, store, retries=retries)
+    with batch.Store(tmp_path / "out") as store:
+        return batch.fetch(client, [one.key], lambda key: one, store, retries=retries)
 
 
 def trouble(client, tmp_path, url, retries=0, **cards):
@@ -97,8 +97,8 @@ def test_proposed_names_lead_nowhere(archive, client, tmp_path, name):
     )
     archive.special["/file"] = Answer(FITS, Content_Disposition=disposition)
     one = batch.Item("test/7", (f"{archive.url}/file",), "own.fits", proposed=True)
-    store = batch.Store(tmp_path / "out")
-    outcome = batch.fetch(client, [one.key], lambda key: one, store)
+    with batch.Store(tmp_path / "out") as store:
+        outcome = batch.fetch(client, [one.key], lambda key: one, store)
     [kept] = outcome.files.values()
     assert "/" not in kept
     assert not kept.startswith((".", "-"))
@@ -204,7 +204,8 @@ def test_a_file_name_with_the_token_is_not_taken(archive, tmp_path):
     disposition = f'attachment; filename="{plain}.fits"'
     archive.special["/file"] = Answer(FITS, Content_Disposition=disposition)
     one = batch.Item("test/7", (f"{archive.url}/file",), "own.fits", proposed=True)
-    outcome = batch.fetch(client, [one.key], lambda k: one, batch.Store(tmp_path))
+    with batch.Store(tmp_path) as store:
+        outcome = batch.fetch(client, [one.key], lambda key: one, store)
     assert outcome.files == {"test/7": "own.fits"}
 
 
@@ -357,6 +358,12 @@ def test_connections_are_kept(archive, few_spectra, tmp_path):
 # ------------------------------------------------------------------------- batches
 
 
+def unpacked(path, folder, *arguments):
+    """Outcome of unpacking a tarball."""
+    with batch.Store(folder) as store:
+        return nights.unpack(str(path), store, *arguments)
+
+
 def order_of(archive, obsids):
     table = orders.from_list(list(obsids), "obsid")
     release = lamost.parse_release("10", "v2.0")
@@ -364,8 +371,8 @@ def order_of(archive, obsids):
 
 
 def fetch_order(client, order, folder, **options):
-    store = batch.Store(folder, options.pop("overwrite", False))
-    return batch.fetch(client, order.wanted, order.make, store, **options)
+    with batch.Store(folder, options.pop("overwrite", False)) as store:
+        return batch.fetch(client, order.wanted, order.make, store, **options)
 
 
 def assert_whole(folder, spectra):
@@ -434,11 +441,20 @@ def test_a_journal_that_a_kill_has_cut(archive, few_spectra, tmp_path, client, e
     journal = tmp_path / batch.JOURNAL
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:10]) + end)
-    (tmp_path / ".spec-1.fits.gz.part").write_bytes(b"rest")
+    (tmp_path / f".spec-1.fits.gz{batch.PART}").write_bytes(b"rest")
     outcome = fetch_order(client, order, tmp_path, resume=True)
     assert outcome.skipped == 10
     assert_whole(tmp_path, few_spectra)
     assert fetch_order(client, order, tmp_path, resume=True).skipped == len(few_spectra)
+
+
+def test_two_runs_into_one_directory(archive, few_spectra, tmp_path, client):
+    with (
+        batch.Store(tmp_path),
+        pytest.raises(UsageError, match="another 'stellar fetch' is at work"),
+    ):
+        batch.Store(tmp_path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_somebody_elses_file_stays(archive, few_spectra, tmp_path, client):
@@ -681,9 +697,7 @@ def test_a_night(few_spectra, tmp_path):
     inside = {f"20231101/{name}": content for name, content in few_spectra.values()}
     (tmp_path / "night.tar.gz").write_bytes(tarball(inside))
     out = tmp_path / "out"
-    outcome = nights.unpack(
-        str(tmp_path / "night.tar.gz"), batch.Store(out), "lamost/x/lrs"
-    )
+    outcome = unpacked(tmp_path / "night.tar.gz", out, "lamost/x/lrs")
     assert len(outcome.files) == len(few_spectra)
     assert outcome.files["lamost/x/lrs/5003"] == few_spectra[5003][0]
     assert_whole(out, few_spectra)
@@ -693,12 +707,7 @@ def test_part_of_a_night(few_spectra, tmp_path):
     inside = dict(few_spectra.values())
     (tmp_path / "night.tar").write_bytes(tarball(inside, "w"))
     wanted = {5001: "lamost/x/lrs/5001", 1: "lamost/x/lrs/1"}
-    outcome = nights.unpack(
-        str(tmp_path / "night.tar"),
-        batch.Store(tmp_path / "out"),
-        "lamost/x/lrs",
-        wanted,
-    )
+    outcome = unpacked(tmp_path / "night.tar", tmp_path / "out", "lamost/x/lrs", wanted)
     assert outcome.files == {"lamost/x/lrs/5001": few_spectra[5001][0]}
     assert "not in the tarball" in str(outcome.troubles["lamost/x/lrs/1"])
 
@@ -717,7 +726,7 @@ def test_a_hostile_tarball(few_spectra, tmp_path):
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     (tmp_path / "night.tar.gz").write_bytes(tarball(members))
-    outcome = nights.unpack(str(tmp_path / "night.tar.gz"), batch.Store(folder), "p")
+    outcome = unpacked(tmp_path / "night.tar.gz", folder, "p")
     assert set(os.listdir(folder)) == {
         batch.JOURNAL,
         name,
@@ -732,9 +741,7 @@ def test_a_cut_tarball(few_spectra, tmp_path):
     whole = tarball(dict(few_spectra.values()))
     (tmp_path / "night.tar.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(StellarError, match="can't be read to its end"):
-        nights.unpack(
-            str(tmp_path / "night.tar.gz"), batch.Store(tmp_path / "out"), "p"
-        )
+        unpacked(tmp_path / "night.tar.gz", tmp_path / "out", "p")
     with pytest.raises(FetchError, match="damaged"):
         nights.check_gzip(tmp_path / "night.tar.gz")
 

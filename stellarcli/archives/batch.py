@@ -6,7 +6,6 @@ down in a journal, a hidden file in the directory, from which ``--resume`` goes 
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import itertools
 import json
@@ -16,6 +15,7 @@ import re
 import shutil
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -35,7 +35,13 @@ from stellarcli.errors import (
     UsageError,
 )
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 JOURNAL = ".stellar-fetch.jsonl"
+PART = ".unfinished"  # ending of temporary names; those of large files have another
 RETRIES = 5
 ASKED = 3  # times that one file's answer "no" is heard before it is believed
 FIRST_WAIT = 0.5  # s; doubled at every repetition
@@ -97,21 +103,49 @@ class Outcome:
 class Journal:
     """Which file of a directory holds what, and its checksum.
 
+    It is locked while it is open: two runs into one directory would take each other's
+    temporary files for left-over ones.
+
     Parameters
     ----------
     directory : Path
+
+    Raises
+    ------
+    UsageError
+        If another run has it open, or it can't be written.
     """
 
     def __init__(self, directory: Path):
         self.path = directory / JOURNAL
         self.entries: dict[str, dict] = {}
         self.owners: dict[str, str] = {}  # key by name of file
-        self._lines = None  # open while files come in
-        with suppress(FileNotFoundError), self.path.open("rb") as lines:
-            for line in lines:
-                entry = verification.json_of(line)  # a kill may have cut the last one
-                if isinstance(entry, dict) and {"key", "file", "sha256"} <= set(entry):
-                    self._add(entry)
+        try:
+            self._lines = self.path.open("ab+", buffering=0)
+        except OSError as error:
+            raise UsageError(f"can't write {self.path}: {error.strerror}.") from None
+        self._lock()
+        self._lines.seek(0)
+        content = self._lines.readall()
+        for line in content.splitlines():
+            entry = verification.json_of(line)  # a kill may have cut the last one
+            if isinstance(entry, dict) and {"key", "file", "crc32"} <= set(entry):
+                self._add(entry)
+        self._start = b"" if content[-1:] in (b"", b"\n") else b"\n"
+
+    def _lock(self) -> None:
+        """Lock the file; where a file system can't, nothing is lost but the check."""
+        try:
+            if fcntl is not None:
+                fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lines.close()
+            raise UsageError(
+                f"another 'stellar fetch' is at work in {self.path.parent}; wait for "
+                "it, or name another directory."
+            ) from None
+        except OSError:
+            return
 
     def _add(self, entry: dict) -> None:
         self.entries[entry["key"]] = entry
@@ -126,38 +160,28 @@ class Journal:
             content = (self.path.parent / entry["file"]).read_bytes()
         except OSError:
             return False
-        return hashlib.sha256(content).hexdigest() == entry["sha256"]
+        return zlib.crc32(content) == entry["crc32"]
 
     def is_there(self, key: str) -> bool:
         """Whether the file of a key is there, whole or not."""
         entry = self.entries.get(key)
         return entry is not None and (self.path.parent / entry["file"]).exists()
 
-    def record(self, key: str, file: str, size: int, sha256: str) -> None:
+    def record(self, key: str, file: str, crc32: int) -> None:
         """Write down that a file is finished."""
-        entry = {"key": key, "file": file, "size": size, "sha256": sha256}
+        entry = {"key": key, "file": file, "crc32": crc32}
         path = str(self.path)
         with catalog.explained(path, path):
-            if self._lines is None:
-                self._lines = self.path.open("ab", buffering=0)
-                if not self._ends_well():
-                    self._lines.write(b"\n")
-            self._lines.write(json.dumps(entry).encode() + b"\n")
+            self._lines.write(self._start + json.dumps(entry).encode() + b"\n")
+        self._start = b""
         self._add(entry)
 
-    def _ends_well(self) -> bool:
-        """Whether the last line is whole; a kill may have cut it."""
-        with self.path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) == 0:
-                return True
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
-
     def close(self) -> None:
-        """Close the file; the next `record` opens it again."""
-        if self._lines is not None:
+        """Close the file; one without entries leaves nothing behind."""
+        if not self._lines.closed:
+            if not self.entries:
+                self.path.unlink(missing_ok=True)
             self._lines.close()
-            self._lines = None
 
 
 class Store:
@@ -173,7 +197,7 @@ class Store:
     Raises
     ------
     UsageError
-        If it can't be written to.
+        If it can't be written to, or another run does so.
     """
 
     def __init__(self, directory: str | os.PathLike, overwrite: bool = False):
@@ -182,9 +206,15 @@ class Store:
         prepare(self.directory)
         self.journal = Journal(self.directory)
         self._lock = threading.Lock()
-        for leftover in self.directory.glob(".*.fits*.part"):
+        for leftover in self.directory.glob(f".*{PART}"):
             leftover.unlink(missing_ok=True)
         self._there = set(os.listdir(self.directory))
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.journal.close()
 
     def keep(self, item: Item, content: bytes, names: Sequence[str]) -> str:
         """Write a verified file under the first name that can be its own.
@@ -231,7 +261,7 @@ class Store:
                 )
             self.journal.owners[name] = item.key
         path = os.path.join(self.directory, name)
-        part = os.path.join(self.directory, f".{name}.part")
+        part = os.path.join(self.directory, f".{name}{PART}")
         with catalog.explained(path, part):
             try:
                 with open(part, "wb", buffering=0) as file:
@@ -243,9 +273,9 @@ class Store:
                 with suppress(OSError):
                     os.remove(part)
                 raise
-        digest = hashlib.sha256(content).hexdigest()
+        crc32 = zlib.crc32(content)
         with self._lock:
-            self.journal.record(item.key, name, len(content), digest)
+            self.journal.record(item.key, name, crc32)
         return name
 
     def _may_take(self, name: str, key: str, content: bytes) -> bool:
@@ -508,10 +538,10 @@ class _Run:
                     left -= 1
         finally:
             self.client.stop.set()
+            end = time.monotonic() + 1.0
             for thread in threads:  # those that wait for a server end by themselves
-                thread.join(timeout=1.0)
-            self.client.stop.clear()
-            self.store.journal.close()
+                thread.join(max(end - time.monotonic(), 0.0))
+        self.client.stop.clear()
 
     def _note(self, item: Item | None, result: object) -> None:
         """Take in what became of one file."""

@@ -331,7 +331,9 @@ class Client:
                 f"the certificate of {where} isn't valid: {cause.verify_message}",
                 Trouble.REFUSED,
             )
-        if isinstance(error, errors.TimeoutError | TimeoutError):
+        timeouts = errors.ConnectTimeoutError, errors.ReadTimeoutError, TimeoutError
+        refused = isinstance(error, errors.NewConnectionError)  # one of the former
+        if isinstance(error, timeouts) and not refused:
             return FetchError(f"nothing came for {self.timeout:g} s")
         if isinstance(error, errors.LocationParseError | errors.LocationValueError):
             return FetchError("the archive names an address that is none")

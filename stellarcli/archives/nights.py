@@ -132,8 +132,6 @@ def unpack(
             f"tarball '{path}' can't be read to its end: {reason}. Its first "
             f"{len(outcome.files)} spectra are kept; fetch it again, --resume goes on."
         ) from None
-    finally:
-        store.journal.close()
     for key in (wanted or {}).values():
         if key not in outcome.files and key not in outcome.troubles:
             outcome.troubles[key] = FetchError(

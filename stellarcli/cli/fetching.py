@@ -131,18 +131,18 @@ def get(client: Client, order: Order, job: Job) -> None:
     if job.dry_run:
         _preview(client, order, job)
         return
-    store = batch.Store(job.output, job.overwrite)
-    batch.check_space(Path(job.output), _left(order, store, job) * order.typical)
-    with counted(len(keys), job.quiet) as count:
-        outcome = batch.fetch(
-            client,
-            keys,
-            order.make,
-            store,
-            retries=job.retries,
-            resume=job.resume,
-            progress=count,
-        )
+    with batch.Store(job.output, job.overwrite) as store:
+        batch.check_space(Path(job.output), _left(order, store, job) * order.typical)
+        with counted(len(keys), job.quiet) as count:
+            outcome = batch.fetch(
+                client,
+                keys,
+                order.make,
+                store,
+                retries=job.retries,
+                resume=job.resume,
+                progress=count,
+            )
     batch.raise_if_hopeless(outcome)
     finish(order, outcome, job)
 
@@ -167,28 +167,30 @@ def get_night(
     if job.dry_run:
         say(f"the spectra in tarball {source} would go to {job.output}")
         return
-    store = batch.Store(job.output, job.overwrite)
-    release, path = lamost.TARBALL, source
-    if not os.path.isfile(source):
-        release = lamost.choose(Client(base, **limits), dr, version, job.retries)
-        token = lamost.authorised(release, token_file, ask_token())
-        client = Client(base, token, **limits)
-        with measured(job.quiet) as count:
-            path = nights.download(
-                client,
-                lamost.tarball(source, release, client.base, medium),
-                store,
-                resume=job.resume,
-                retries=job.retries,
-                progress=count,
-            )
-    prefix = lamost.prefix(release, medium)
-    order = lamost.spectra(base, release, rows, medium) if rows is not None else None
-    wanted = order and {int(key.rpartition("/")[2]): key for key in order.wanted}
-    with counted(len(wanted) if wanted else None, job.quiet) as count:
-        outcome = nights.unpack(
-            path, store, prefix, wanted, resume=job.resume, progress=count
+    with batch.Store(job.output, job.overwrite) as store:
+        release, path = lamost.TARBALL, source
+        if not os.path.isfile(source):
+            release = lamost.choose(Client(base, **limits), dr, version, job.retries)
+            token = lamost.authorised(release, token_file, ask_token())
+            client = Client(base, token, **limits)
+            with measured(job.quiet) as count:
+                path = nights.download(
+                    client,
+                    lamost.tarball(source, release, client.base, medium),
+                    store,
+                    resume=job.resume,
+                    retries=job.retries,
+                    progress=count,
+                )
+        prefix = lamost.prefix(release, medium)
+        order = (
+            lamost.spectra(base, release, rows, medium) if rows is not None else None
         )
+        wanted = order and {int(key.rpartition("/")[2]): key for key in order.wanted}
+        with counted(len(wanted) if wanted else None, job.quiet) as count:
+            outcome = nights.unpack(
+                path, store, prefix, wanted, resume=job.resume, progress=count
+            )
     if path != source:
         os.remove(path)
     finish(order or orders.of_outcome(outcome), outcome, job)
