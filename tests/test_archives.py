@@ -23,6 +23,7 @@ from stellarcli.archives import batch, lamost, nights, orders, token, transfer
 from stellarcli.archives import client as client_module
 from stellarcli.archives import verification as verify
 from stellarcli.archives.client import Client
+from stellarcli.archives.store import JOURNAL, PART, Item, Store
 from stellarcli.errors import (
     FetchError,
     OutputExistsError,
@@ -52,13 +53,13 @@ def client(archive):
 
 
 def item(url, name="a.fits", **cards):
-    return batch.Item(f"test/{name}", (url,), name, cards)
+    return Item(f"test/{name}", (url,), name, cards)
 
 
 def fetch_one(client, tmp_path, url, retries=0, **cards):
     """Outcome of a batch of one file."""
     one = item(url, **cards)
-    with batch.Store(tmp_path / "out") as store:
+    with Store(tmp_path / "out") as store:
         return batch.fetch(client, [one.key], lambda key: one, store, retries=retries)
 
 
@@ -66,7 +67,7 @@ def trouble(client, tmp_path, url, retries=0, **cards):
     """Why one file can't be had; nothing must be left of it."""
     outcome = fetch_one(client, tmp_path, url, retries, **cards)
     assert not outcome.files
-    assert [n for n in os.listdir(tmp_path / "out") if n != batch.JOURNAL] == []
+    assert [n for n in os.listdir(tmp_path / "out") if n != JOURNAL] == []
     [error] = outcome.troubles.values()
     return error
 
@@ -96,14 +97,14 @@ def test_proposed_names_lead_nowhere(archive, client, tmp_path, name):
         'attachment; filename="' + name.replace("\n", "").replace("\0", "") + '"'
     )
     archive.special["/file"] = Answer(FITS, Content_Disposition=disposition)
-    one = batch.Item("test/7", (f"{archive.url}/file",), "own.fits", proposed=True)
-    with batch.Store(tmp_path / "out") as store:
+    one = Item("test/7", (f"{archive.url}/file",), "own.fits", proposed=True)
+    with Store(tmp_path / "out") as store:
         outcome = batch.fetch(client, [one.key], lambda key: one, store)
     [kept] = outcome.files.values()
     assert "/" not in kept
     assert not kept.startswith((".", "-"))
     inside = {path.name for path in tmp_path.rglob("*")}
-    assert inside == {"out", kept, batch.JOURNAL}
+    assert inside == {"out", kept, JOURNAL}
 
 
 def test_gigantic_length_is_refused_before_the_body(archive, client, tmp_path):
@@ -203,8 +204,8 @@ def test_a_file_name_with_the_token_is_not_taken(archive, tmp_path):
     client = Client(archive.url, token.Token(plain))
     disposition = f'attachment; filename="{plain}.fits"'
     archive.special["/file"] = Answer(FITS, Content_Disposition=disposition)
-    one = batch.Item("test/7", (f"{archive.url}/file",), "own.fits", proposed=True)
-    with batch.Store(tmp_path) as store:
+    one = Item("test/7", (f"{archive.url}/file",), "own.fits", proposed=True)
+    with Store(tmp_path) as store:
         outcome = batch.fetch(client, [one.key], lambda key: one, store)
     assert outcome.files == {"test/7": "own.fits"}
 
@@ -360,7 +361,7 @@ def test_connections_are_kept(archive, few_spectra, tmp_path):
 
 def unpacked(path, folder, *arguments):
     """Outcome of unpacking a tarball."""
-    with batch.Store(folder) as store:
+    with Store(folder) as store:
         return nights.unpack(str(path), store, *arguments)
 
 
@@ -371,7 +372,7 @@ def order_of(archive, obsids):
 
 
 def fetch_order(client, order, folder, **options):
-    with batch.Store(folder, options.pop("overwrite", False)) as store:
+    with Store(folder, options.pop("overwrite", False)) as store:
         return batch.fetch(client, order.wanted, order.make, store, **options)
 
 
@@ -380,7 +381,7 @@ def assert_whole(folder, spectra):
     there = {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
     assert there == dict(spectra.values())
     hidden = {path.name for path in folder.glob(".*")}
-    assert hidden <= {batch.JOURNAL}
+    assert hidden <= {JOURNAL}
 
 
 @pytest.mark.parametrize("kind", ["500", "cut", "json", "login", "truncated", "wrong"])
@@ -438,10 +439,10 @@ def test_resume_fetches_what_is_missing_or_damaged(
 def test_a_journal_that_a_kill_has_cut(archive, few_spectra, tmp_path, client, end):
     order = order_of(archive, few_spectra)
     fetch_order(client, order, tmp_path)
-    journal = tmp_path / batch.JOURNAL
+    journal = tmp_path / JOURNAL
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:10]) + end)
-    (tmp_path / f".spec-1.fits.gz{batch.PART}").write_bytes(b"rest")
+    (tmp_path / f".spec-1.fits.gz{PART}").write_bytes(b"rest")
     outcome = fetch_order(client, order, tmp_path, resume=True)
     assert outcome.skipped == 10
     assert_whole(tmp_path, few_spectra)
@@ -450,10 +451,10 @@ def test_a_journal_that_a_kill_has_cut(archive, few_spectra, tmp_path, client, e
 
 def test_two_runs_into_one_directory(archive, few_spectra, tmp_path, client):
     with (
-        batch.Store(tmp_path),
+        Store(tmp_path),
         pytest.raises(UsageError, match="another 'stellar fetch' is at work"),
     ):
-        batch.Store(tmp_path)
+        Store(tmp_path)
     assert os.listdir(tmp_path) == []
 
 
@@ -728,7 +729,7 @@ def test_a_hostile_tarball(few_spectra, tmp_path):
     (tmp_path / "night.tar.gz").write_bytes(tarball(members))
     outcome = unpacked(tmp_path / "night.tar.gz", folder, "p")
     assert set(os.listdir(folder)) == {
-        batch.JOURNAL,
+        JOURNAL,
         name,
         "escaped.fits.gz",
         "absolute.fits.gz",

@@ -21,6 +21,7 @@ from test_archives import assert_whole, tarball, votable
 
 from stellarcli import catalog, checkpoint
 from stellarcli.archives import batch, verification
+from stellarcli.archives.store import JOURNAL
 
 RELEASE = ("--dr", "10", "--version", "v2.0")
 
@@ -431,7 +432,7 @@ def test_a_full_disk(archive, few_spectra, catalogue):
     there = {path.name: path.read_bytes() for path in Path("kept").glob("[!.]*")}
     assert 0 < len(there) < 20
     assert there.items() <= dict(few_spectra.values()).items()
-    assert {path.name for path in Path("kept").glob(".*")} <= {batch.JOURNAL}
+    assert {path.name for path in Path("kept").glob(".*")} <= {JOURNAL}
     words, environment = program(
         *("fetch", "lamost", *RELEASE, "--from", "cat.fits", "-o", "kept", "--resume")
     )

@@ -4,7 +4,8 @@
 client         one GET: connections, redirects, limits, time-outs, what went wrong
 token          the secret that releases not yet public ask for
 verification   whether bytes are a whole FITS file, and the right one
-batch          many small files: queue, repetitions, journal, resume
+store          the directory that files go to: names, journal, resume
+batch          many small files: threads, queue, repetitions
 transfer       one large file, continued where it was cut
 nights         the spectra in a tarball of a night
 orders         catalogue rows as files to fetch, and the table of what was fetched

@@ -16,8 +16,9 @@ from urllib.parse import quote
 
 from stellarcli import checkpoint
 from stellarcli.archives import transfer
-from stellarcli.archives.batch import prepare, repeated
+from stellarcli.archives.batch import repeated
 from stellarcli.archives.client import Client
+from stellarcli.archives.store import prepare
 from stellarcli.archives.verification import json_of
 from stellarcli.errors import FetchError, StellarError, UsageError, unknown
 

@@ -16,9 +16,10 @@ from urllib.parse import urlencode
 import numpy as np
 
 from stellarcli.archives import orders, token
-from stellarcli.archives.batch import Item, repeated
+from stellarcli.archives.batch import repeated
 from stellarcli.archives.client import Client, check_address
 from stellarcli.archives.orders import Order
+from stellarcli.archives.store import Item
 from stellarcli.archives.token import Token
 from stellarcli.archives.verification import json_of
 from stellarcli.catalog import Table

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from stellarcli.archives import transfer, verification
-from stellarcli.archives.batch import NAME, Item, Outcome, Store, exists, repeated
+from stellarcli.archives.batch import Outcome, repeated
 from stellarcli.archives.client import SMALL, Client
+from stellarcli.archives.store import NAME, Item, Store, exists
 from stellarcli.errors import FetchError, StellarError, Trouble
 
 MD5 = re.compile(r"\b[0-9a-fA-F]{32}\b")

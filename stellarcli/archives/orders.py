@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stellarcli import catalog
-from stellarcli.archives.batch import Item, Outcome
+from stellarcli.archives.batch import Outcome
+from stellarcli.archives.store import Item
 from stellarcli.archives.verification import json_of
 from stellarcli.catalog import Column, Table
 from stellarcli.errors import FetchError, Trouble, UsageError

@@ -14,9 +14,10 @@ from urllib.parse import quote
 import numpy as np
 
 from stellarcli.archives import orders
-from stellarcli.archives.batch import Item, repeated
+from stellarcli.archives.batch import repeated
 from stellarcli.archives.client import Client
 from stellarcli.archives.orders import Order
+from stellarcli.archives.store import Item
 from stellarcli.catalog import DECLINATIONS, RIGHT_ASCENSIONS, Table
 from stellarcli.errors import FetchError, UsageError, unknown
 

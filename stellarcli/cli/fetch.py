@@ -323,9 +323,10 @@ def lamost_catalogue(
     """
     from pathlib import Path
 
-    from stellarcli.archives import batch, transfer
     from stellarcli.archives import lamost as archive
+    from stellarcli.archives import transfer
     from stellarcli.archives.client import Client
+    from stellarcli.archives.store import prepare
     from stellarcli.errors import FetchError, OutputExistsError
 
     start_log(log, verbose)
@@ -335,7 +336,7 @@ def lamost_catalogue(
     token = archive.authorised(release, token_file, fetching.ask_token())
     client = Client(base, token, timeout=timeout)
     file, addresses = archive.catalogue(name, release, client.base)
-    batch.prepare(Path(output))
+    prepare(Path(output))
     path = Path(output) / file
     if path.exists() and not (overwrite or resume):
         raise OutputExistsError(

@@ -19,9 +19,10 @@ from stellarcli.cli.reporting import (
 )
 
 if TYPE_CHECKING:
-    from stellarcli.archives.batch import Outcome, Store
+    from stellarcli.archives.batch import Outcome
     from stellarcli.archives.client import Client
     from stellarcli.archives.orders import Order
+    from stellarcli.archives.store import Store
     from stellarcli.catalog import Table
 
 FEW = 2  # repetitions of a question that is no download
@@ -126,13 +127,14 @@ def get(client: Client, order: Order, job: Job) -> None:
     from pathlib import Path
 
     from stellarcli.archives import batch
+    from stellarcli.archives.store import Store, check_space
 
     keys = order.wanted
     if job.dry_run:
         _preview(client, order, job)
         return
-    with batch.Store(job.output, job.overwrite) as store:
-        batch.check_space(Path(job.output), _left(order, store, job) * order.typical)
+    with Store(job.output, job.overwrite) as store:
+        check_space(Path(job.output), _left(order, store, job) * order.typical)
         with counted(len(keys), job.quiet) as count:
             outcome = batch.fetch(
                 client,
@@ -161,13 +163,14 @@ def get_night(
     """Take spectra out of a night's tarball, fetched first unless it is a file."""
     import os
 
-    from stellarcli.archives import batch, lamost, nights, orders
+    from stellarcli.archives import lamost, nights, orders
     from stellarcli.archives.client import Client
+    from stellarcli.archives.store import Store
 
     if job.dry_run:
         say(f"the spectra in tarball {source} would go to {job.output}")
         return
-    with batch.Store(job.output, job.overwrite) as store:
+    with Store(job.output, job.overwrite) as store:
         release, path = lamost.TARBALL, source
         if not os.path.isfile(source):
             release = lamost.choose(Client(base, **limits), dr, version, job.retries)
