@@ -23,7 +23,7 @@ preparation
 dataset
 models
 checkpoint folding
-calibration figures
+calibration figures archives
 curves fitting
 training prediction explanation simulation architectures
 sweep planning cluster

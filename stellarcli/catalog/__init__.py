@@ -46,7 +46,7 @@ from stellarcli.catalog.matching import (
     check_radius,
     match,
 )
-from stellarcli.catalog.reading import read
+from stellarcli.catalog.reading import from_astropy, read
 from stellarcli.catalog.table import Column, Table, columns, columns_of, find, rows
 from stellarcli.catalog.text import decode_name, encode_name
 from stellarcli.catalog.writing import string_widths, write, write_parts
@@ -80,6 +80,7 @@ __all__ = [
     "explained",
     "find",
     "flag_cards",
+    "from_astropy",
     "literal",
     "match",
     "nearest",
