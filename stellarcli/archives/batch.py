@@ -258,6 +258,12 @@ class _Run:
                 while self.results:
                     self._note(*self.results.popleft())
                     left -= 1
+        except KeyboardInterrupt as error:
+            error.add_note(
+                f"{len(self.outcome.files)} files are whole; the same command with "
+                "--resume goes on."
+            )
+            raise
         finally:
             self.client.stop.set()
             end = time.monotonic() + 1.0
