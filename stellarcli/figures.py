@@ -19,6 +19,7 @@ from stellarcli.errors import (
     UsageError,
 )
 from stellarcli.folding import Image, Shape, read_image
+from stellarcli.labels import ELEMENTS
 from stellarcli.preprocess import STEPS, Batch, Recipe
 from stellarcli.spectrum import PixelMask, Spectrum
 
@@ -48,6 +49,8 @@ STYLE = {
     "svg.hashsalt": "stellar",  # equal figures are equal files
     "pdf.fonttype": 42,
 }
+SYMBOLS = {"teff": r"$T_\mathrm{eff}$", "logg": r"$\log\,g$"}
+SYMBOLS |= {f"{element.lower()}h": f"[{element}/H]" for element in ELEMENTS}
 UNDATED = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 NORMALISED = {  # label of the flux axis after the last of these steps
@@ -126,8 +129,8 @@ def before_and_after(
         _label(upper, "Wavelength (Å, vacuum)", RAW)
         after = _pieces(prepared), unity if divisor else []
         lower = _draw(figure, (0.095, 0.455), *after, divisor)
-        _label(lower, _wavelength_label(recipe, spectrum), _flux_label(recipe))
-        _note(lower[0], f"recipe {recipe.name}")
+        _label(lower, _wavelength_label(recipe, spectrum), flux_label(recipe))
+        note(lower[0], f"recipe {recipe.name}")
         figure.suptitle(_title(spectrum), y=0.985, fontsize=7, parse_math=False)
 
 
@@ -305,7 +308,7 @@ def _break_axes(row: Sequence[Axes]) -> None:
         right.plot([0, 0], [0, 1], transform=right.transAxes, **mark)
 
 
-def _note(axes: Axes, text: str) -> None:
+def note(axes: Axes, text: str) -> None:
     """Write into the upper left corner, clear of the ticks."""
     axes.annotate(
         _printable(text),
@@ -348,7 +351,8 @@ def _printable(text: str) -> str:
     return text.encode("ascii", "replace").decode()
 
 
-def _flux_label(recipe: Recipe) -> str:
+def flux_label(recipe: Recipe) -> str:
+    """Label of the flux axis after a recipe."""
     names = [NORMALISED[s.name] for s in recipe.steps if s.name in NORMALISED]
     return names[-1] if names else RAW
 
@@ -405,7 +409,7 @@ def folded(source: str, shape: Shape | None, row: int, output: str) -> None:
             interpolation="nearest",
         )
         bar = figure.colorbar(picture, ax=axes, extend="both", pad=0.03)
-        bar.set_label(_flux_label(image.recipe))
+        bar.set_label(flux_label(image.recipe))
         _label_rows(axes, image.wavelength)
         rest = image.recipe.parameters("rest_frame") is not None
         frame = "vacuum, rest frame" if rest else "vacuum"
