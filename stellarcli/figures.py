@@ -130,7 +130,7 @@ def before_and_after(
         after = _pieces(prepared), unity if divisor else []
         lower = _draw(figure, (0.095, 0.455), *after, divisor)
         _label(lower, _wavelength_label(recipe, spectrum), flux_label(recipe))
-        note(lower[0], f"recipe {recipe.name}")
+        _note(lower[0], f"recipe {recipe.name}")
         figure.suptitle(_title(spectrum), y=0.985, fontsize=7, parse_math=False)
 
 
@@ -308,7 +308,7 @@ def _break_axes(row: Sequence[Axes]) -> None:
         right.plot([0, 0], [0, 1], transform=right.transAxes, **mark)
 
 
-def note(axes: Axes, text: str) -> None:
+def _note(axes: Axes, text: str) -> None:
     """Write into the upper left corner, clear of the ticks."""
     axes.annotate(
         _printable(text),

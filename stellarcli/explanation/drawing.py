@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
 
 PANELS = ("labels", "classes", "examples")
-HEIGHT = 1.55  # inches of a panel
+HEIGHT = 1.75  # inches of a panel
 NAMED = 14  # features per panel, at most
+LEAST = 0.1  # of the highest importance, for a name
 LETTER = 0.095  # inches between names
+SIZE = 2.7  # inches that the axes are wide
 MOST = 24  # panels that fit into one figure
 
 # from light to dark, so that it is a scale without colours, too
@@ -175,6 +177,7 @@ def _scores(group: Group) -> str:
 def _draw(axes: Axes, found: Importance, panel: Panel) -> None:
     """Draw a spectrum, coloured, above its importance, below names."""
     from matplotlib.colors import LinearSegmentedColormap, Normalize
+    from matplotlib.ticker import MaxNLocator
 
     point = found.wavelength
     importance = panel.group.mean[:, panel.label]
@@ -184,9 +187,9 @@ def _draw(axes: Axes, found: Importance, panel: Panel) -> None:
     scale = Normalize(0, highest)
     own = np.interp(wavelength, point, importance, left=0, right=0)
     _coloured(axes, wavelength, flux, own, colours, scale)
-    low, high = np.nanquantile(flux, [0.001, 0.999])
+    low, high = np.nanquantile(flux, [0.001, 0.995])
     room = (high - low) or 1.0
-    axes.set_ylim(low - 0.75 * room, high + 0.85 * room)
+    axes.set_ylim(low - 0.6 * room, high + room)
     axes.set_xlim(wavelength[0], wavelength[-1])
     axes.set_yticks([t for t in axes.get_yticks() if low - 0.1 * room <= t <= high])
     axes.set_ylabel(figures.flux_label(found.model.recipe))
@@ -197,12 +200,13 @@ def _draw(axes: Axes, found: Importance, panel: Panel) -> None:
         *(point[inside], importance[inside]), color=COLOURS[1], linewidth=0, alpha=0.5
     )
     below.plot(point[inside], importance[inside], color=COLOURS[3], linewidth=0.6)
-    below.set_ylim(0, 4 * highest)
-    below.set_yticks([t for t in below.get_yticks() if t <= 1.01 * highest])
+    below.set_ylim(0, 4.5 * highest)
+    ticks = MaxNLocator(2).tick_values(0, highest)
+    below.set_yticks([t for t in ticks if t <= 1.01 * highest])
     below.set_ylabel(_symbol(found.labels[panel.label]), color=COLOURS[3])
     below.tick_params(axis="y", colors=COLOURS[3])
-    _names(axes, found, panel, (wavelength, flux))
-    figures.note(axes, panel.title)
+    _names(axes, found, panel)
+    axes.set_title(panel.title, loc="left", fontsize=6, pad=2, parse_math=False)
 
 
 def _shown(found: Importance, group: Group) -> tuple[np.ndarray, np.ndarray]:
@@ -251,41 +255,32 @@ def _symbol(label: Label) -> str:
     return f"|Δ {name}| ({unit})" if unit else f"|Δ {name}|"
 
 
-def _names(
-    axes: Axes, found: Importance, panel: Panel, spectrum: tuple[np.ndarray, np.ndarray]
-) -> None:
+def _names(axes: Axes, found: Importance, panel: Panel) -> None:
     """Name the features at the highest peaks, upright above the spectrum."""
-    marks = peaks(found, panel, spectrum[0])
-    if not marks:
-        return
-    bottom, top = axes.get_ylim()
-    size = axes.figure.get_figwidth() * 0.78  # inches of the axes, about
     start, stop = axes.get_xlim()
-    room = LETTER / size * (stop - start)
+    marks = peaks(found, panel, start, stop)
+    room = LETTER / SIZE * (stop - start)
     places = apart([at for at, _ in marks], room, start + room / 2, stop - room / 2)
-    height = bottom + 0.69 * (top - bottom)
+    inside = {"transform": axes.get_xaxis_transform()}
     for (at, name), place in zip(marks, places, strict=True):
-        level = np.interp(at, *spectrum)
-        foot = (level if np.isfinite(level) else 1.0) + 0.015 * (top - bottom)
-        knee = bottom + 0.64 * (top - bottom)
         axes.plot(
-            [at, at, place],
-            [min(foot, knee), knee, height],
+            *([at, at, place], [0.61, 0.65, 0.69]),
             color=figures.INK,
             linewidth=0.35,
-            zorder=1,
+            **inside,
         )
         axes.text(
-            *(place, height + 0.01 * (top - bottom), name),
+            *(place, 0.7, name),
             rotation="vertical",
             ha="center",
             va="bottom",
             fontsize=5.5,
+            **inside,
         )
 
 
 def peaks(
-    found: Importance, panel: Panel, wavelength: np.ndarray
+    found: Importance, panel: Panel, start: float, stop: float
 ) -> list[tuple[float, str]]:
     """Places and names of the features that matter most, by wavelength.
 
@@ -293,8 +288,8 @@ def peaks(
     ----------
     found : Importance
     panel : Panel
-    wavelength : ndarray, shape (pixel,)
-        That is shown.
+    start, stop : float
+        Of the wavelengths shown.
 
     Returns
     -------
@@ -302,12 +297,14 @@ def peaks(
         Each name once, at its highest peak.
     """
     marks: dict[str, float] = {}
-    for window in ranking.top(found, panel.group, panel.label, 4 * NAMED):
-        near = lines.between(window.low, window.high)
-        if not near or near[0].name in marks or len(marks) == NAMED:
+    windows = ranking.top(found, panel.group, panel.label, 4 * NAMED)
+    for window in windows:
+        near = lines.between(window.low, window.high, panel.group.classes)
+        small = window.importance < LEAST * windows[0].importance
+        if small or not near or near[0].name in marks or len(marks) == NAMED:
             continue
         at = np.clip(near[0].wavelength, window.low, window.high)  # bands are wide
-        if wavelength[0] <= at <= wavelength[-1]:
+        if start <= at <= stop:
             marks[near[0].name] = float(at)
     return sorted((at, name) for name, at in marks.items())
 
@@ -331,6 +328,8 @@ def apart(places: Sequence[float], room: float, low: float, high: float) -> np.n
     ndarray, same shape
     """
     steps = room * np.arange(len(places))
+    if not len(places):
+        return steps
     free = np.asarray(places) - steps
     from_left = np.maximum.accumulate(free)
     from_right = np.minimum.accumulate(free[::-1])[::-1]

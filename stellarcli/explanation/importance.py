@@ -25,6 +25,7 @@ from stellarcli.provenance import Card
 
 TASK = 8  # spectra per task: each takes a while
 ALL = "all"  # name of the group of all spectra
+COMMON = 0.1  # mean score from which features of a class are named
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +123,14 @@ class Group:
     def scores(self) -> np.ndarray | None:
         """Mean class scores in the order of `classes.CLASSES`, or None."""
         return self._sums["scores"] / self.count if "scores" in self._sums else None
+
+    @property
+    def classes(self) -> str:
+        """Spectral classes that are `COMMON` in it; all where none are known."""
+        if self.scores is None:
+            return classes.CLASSES
+        pairs = zip(classes.CLASSES, self.scores, strict=True)
+        return "".join(name for name, score in pairs if score >= COMMON)
 
 
 @dataclass

@@ -6,6 +6,9 @@ import csv
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from math import sqrt
+
+from stellarcli.explanation.classes import CLASSES
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Line:
         Vacuum Å; of a band the middle.
     width : float
         Å of what counts as the feature at a resolution of 1800.
+    classes : str
+        Spectral classes that it is seen in.
     source : str
         Of the wavelength.
     """
@@ -28,6 +33,7 @@ class Line:
     name: str
     wavelength: float
     width: float
+    classes: str
     source: str
 
     @property
@@ -52,6 +58,7 @@ def load() -> tuple[Line, ...]:
                 row["name"],
                 float(row["wavelength"]),
                 float(row["width"]),
+                row["classes"] or CLASSES,
                 row["source"],
             )
             for row in rows
@@ -59,13 +66,18 @@ def load() -> tuple[Line, ...]:
     return tuple(sorted(found, key=lambda line: line.wavelength))
 
 
-def between(low: float, high: float) -> list[Line]:
-    """Features that reach into a range, by the distance to its middle in widths.
+def between(low: float, high: float, classes: str = CLASSES) -> list[Line]:
+    """Features that reach into a range, those nearest to its middle first.
+
+    Distances count in square roots of widths: the middle of a broad feature says less
+    about where it is.
 
     Parameters
     ----------
     low, high : float
         Vacuum Å.
+    classes : str
+        Spectral classes, one of which must show the feature.
 
     Returns
     -------
@@ -73,6 +85,10 @@ def between(low: float, high: float) -> list[Line]:
         One of each name.
     """
     middle = (low + high) / 2
-    inside = [line for line in load() if line.low < high and line.high > low]
-    inside.sort(key=lambda line: abs(line.wavelength - middle) / line.width)
+    inside = [
+        line
+        for line in load()
+        if line.low < high and line.high > low and set(line.classes) & set(classes)
+    ]
+    inside.sort(key=lambda line: abs(line.wavelength - middle) / sqrt(line.width))
     return list({line.name: line for line in reversed(inside)}.values())[::-1]

@@ -69,6 +69,11 @@ def top(found: Importance, group: Group, label: int, count: int) -> list[Window]
         None of them without any importance.
     """
     windows = found.request.windows
+
+    def features(n: int) -> tuple[str, ...]:
+        near = lines.between(windows.low[n], windows.high[n], group.classes)
+        return tuple(line.name for line in near)
+
     values = np.stack([group.mean, group.error, group.signed])[..., label]
     if not np.array_equal(found.wavelength, windows.centre):
         inside = windows.contains(found.wavelength)
@@ -82,7 +87,7 @@ def top(found: Importance, group: Group, label: int, count: int) -> list[Window]
         Window(
             *(float(windows.low[n]), float(windows.high[n])),
             *values[:, n].tolist(),
-            tuple(line.name for line in lines.between(windows.low[n], windows.high[n])),
+            features(n),
         )
         for n in chosen
     ]
