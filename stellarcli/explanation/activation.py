@@ -1,8 +1,12 @@
 """Class activation maps of a convolutional stage, weighted by gradients.
 
-After Zhou et al. 2016 (arXiv:1512.04150), whose maps need global average pooling before
-the last layer, and Selvaraju et al. 2017 (Grad-CAM, arXiv:1610.02391), who take the
-weights from gradients, so that any stage will do.
+Zhou et al. 2016 (arXiv:1512.04150) weigh a stage's channels by the last layer behind
+global average pooling; Selvaraju et al. 2017 (Grad-CAM, arXiv:1610.02391) by gradients,
+averaged over positions, so that any stage will do. Here each position keeps its own
+gradient, as in HiResCAM (Draelos & Carin 2020, arXiv:2011.08891, equation 3): labels
+are regressed from where a line is, so that gradients differ in sign along the spectrum
+and their average says little. Of the shipped model, Grad-CAM shows sky residuals as
+brightly as lines.
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ class ActivationMaps:
 
     precision = "float32"
     about = "activation times gradient, per position of the stage"
+    axis = "{} per position"
 
     def __init__(self, predictor: Predictor, request: Request):
         self.predictor = predictor

@@ -15,9 +15,9 @@ import numpy as np
 
 from stellarcli import figures
 from stellarcli.errors import UsageError, unknown
-from stellarcli.explanation import classes, lines, ranking
+from stellarcli.explanation import classes, lines, method_class, ranking
 from stellarcli.explanation.importance import Group, Importance, Maps
-from stellarcli.labels import LABELS, Label
+from stellarcli.labels import LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -203,7 +203,7 @@ def _draw(axes: Axes, found: Importance, panel: Panel) -> None:
     below.set_ylim(0, 4.5 * highest)
     ticks = MaxNLocator(2).tick_values(0, highest)
     below.set_yticks([t for t in ticks if t <= 1.01 * highest])
-    below.set_ylabel(_symbol(found.labels[panel.label]), color=COLOURS[3])
+    below.set_ylabel(_symbol(found, panel.label), color=COLOURS[3])
     below.tick_params(axis="y", colors=COLOURS[3])
     _names(axes, found, panel)
     axes.set_title(panel.title, loc="left", fontsize=6, pad=2, parse_math=False)
@@ -249,10 +249,12 @@ def _coloured(
     )
 
 
-def _symbol(label: Label) -> str:
+def _symbol(found: Importance, number: int) -> str:
+    label = found.labels[number]
     unit = label.unit or ("dex" if label.name in LABELS else "")
     name = figures.SYMBOLS.get(label.name, label.name)
-    return f"|Δ {name}| ({unit})" if unit else f"|Δ {name}|"
+    name = method_class(found.request.method).axis.format(name)
+    return f"{name} ({unit})" if unit else name
 
 
 def _names(axes: Axes, found: Importance, panel: Panel) -> None:

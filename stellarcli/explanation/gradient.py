@@ -75,6 +75,7 @@ class IntegratedGradients:
 
     precision = "float32"
     about = "contribution of a pixel, against the continuum"
+    axis = "{} per pixel"
 
     def __init__(self, predictor: Predictor, request: Request):
         if request.nodes < 1:

@@ -34,6 +34,7 @@ class Occlusion:
 
     precision = "auto"  # bfloat16 moved no mean by more than 0.3 % of the largest
     about = "change when a window is replaced by the continuum"
+    axis = "|Δ {}|"
 
     def __init__(self, predictor: Predictor, request: Request):
         model = predictor.model
