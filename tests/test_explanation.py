@@ -539,6 +539,10 @@ def test_peaks_are_ranked_and_their_wings_are_not():
     assert top[0].lines[0] == "Hβ"
     assert top[1].lines[0] == "Mg b"
     assert len(ranking.top(found, found.whole, 0, 2)) == 2
+    values[:] = 0
+    values[0, 4:9] = 2.0  # five equal windows: the first, and one that it doesn't reach
+    found = found_of(values, windows)
+    assert [w.low for w in ranking.top(found, found.whole, 0, 9)] == [4820.0, 4835.0]
     assert top[0].to_json()["wavelength"] == 4862.5
 
 
@@ -626,10 +630,23 @@ def test_examples_are_the_best_of_each_class(tmp_path):
 
 
 def test_panels_by_name():
-    assert drawing.parse_panels(None, "cam") == "classes"
-    assert drawing.parse_panels(None, "occlusion") == "labels"
+    drawing.check_panels(None)
+    drawing.check_panels("examples")
     with pytest.raises(UsageError, match="Did you mean 'classes'"):
-        drawing.parse_panels("class", "cam")
+        drawing.check_panels("class")
+
+
+def test_panels_need_classes_unless_none_are_asked_for(tmp_path):
+    windows = Windows(4800, 5200, 15, 5)
+    found = found_of(np.ones((2, len(windows), 1)), windows, "cam")
+    found.groups = {"all": Group()}
+    maps = maps_of(np.ones((2, len(windows), 1)))
+    found.whole.add(maps, None)
+    path = tmp_path / "f.png"
+    with pytest.raises(UsageError, match="--panels labels"):
+        drawing.draw(found, str(path), "classes")
+    drawing.draw(found, str(path))
+    assert path.exists()
 
 
 # ----------------------------------------------------------------------- the command

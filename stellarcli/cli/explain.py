@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stellarcli.comparison.tables import Block
     from stellarcli.explanation.importance import Importance
     from stellarcli.explanation.ranking import Window
+    from stellarcli.explanation.windows import Windows
 
 
 def explain(
@@ -51,14 +52,22 @@ def explain(
         float, typer.Option(metavar="ANGSTROM", help="From a window to the next.")
     ] = 5.0,
     start: Annotated[
-        float,
+        float | None,
         typer.Option(
-            metavar="ANGSTROM", help="Where the windows begin, vacuum, rest frame."
+            metavar="ANGSTROM",
+            help="Where the windows begin, vacuum, rest frame. By default 4000 for "
+            "occlusion, the model's first pixel otherwise.",
+            show_default=False,
         ),
-    ] = 4000.0,
+    ] = None,
     stop: Annotated[
-        float, typer.Option(metavar="ANGSTROM", help="Where the windows end.")
-    ] = 8095.0,
+        float | None,
+        typer.Option(
+            metavar="ANGSTROM",
+            help="Where they end. By default 8095, or the model's last pixel.",
+            show_default=False,
+        ),
+    ] = None,
     stage: Annotated[
         str | None,
         typer.Option(
@@ -151,21 +160,20 @@ def explain(
     from stellarcli import catalog, devices, figures, inputs, parallel, provenance
     from stellarcli.explanation import drawing, importance, method_class, writing
     from stellarcli.explanation.request import Request
-    from stellarcli.explanation.windows import Windows
 
     method_class(method)
     request = Request(
         model=model,
         method=method,
         target=tuple(name.strip() for name in target.split(",")) if target else (),
-        windows=Windows(start, stop, window, step),
+        windows=_windows(model, method, start, stop, window, step),
         stage=stage or "",
         nodes=nodes,
         keep_flagged=keep_flagged,
         device=devices.choose_device(device),
         workers=parallel.check_workers(workers),
     )
-    kind = drawing.parse_panels(panels, method)
+    drawing.check_panels(panels)
     if figure:
         figures.check_output(figure, overwrite)
     name = catalog.check_output(output, overwrite)
@@ -186,13 +194,36 @@ def explain(
         cards = provenance.cards(command_line())
         writing.write(name, found, cards, spool, overwrite=True)
     if figure:
-        drawing.draw(found, figure, kind, best)
+        drawing.draw(found, figure, panels, best)
     report_reasons(found.summary.reasons, log, quiet)
     if not quiet:
         _report(found, output)
     _print_top(found, top, json, output)
     if found.summary.failed:
         raise typer.Exit(ExitStatus.INCOMPLETE)
+
+
+def _windows(
+    model: str,
+    method: str,
+    start: float | None,
+    stop: float | None,
+    width: float,
+    step: float,
+) -> Windows:
+    """Windows as asked for; other methods than occlusion are shown in full."""
+    import math
+
+    from stellarcli import checkpoint
+    from stellarcli.explanation.windows import Windows
+
+    low, high = Windows.start, Windows.stop
+    seen = checkpoint.load(model).wavelength
+    if method != "occlusion" and seen is not None:
+        low, high = math.floor(seen[0]), math.ceil(seen[-1])
+    return Windows(
+        low if start is None else start, high if stop is None else stop, width, step
+    )
 
 
 def _report(found: Importance, output: str) -> None:

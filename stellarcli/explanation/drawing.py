@@ -29,25 +29,16 @@ NAMED = 14  # features per panel, at most
 LEAST = 0.1  # of the highest importance, for a name
 LETTER = 0.095  # inches between names
 SIZE = 2.7  # inches that the axes are wide
-MOST = 24  # panels that fit into one figure
+MOST = 42  # panels that fit into one figure
 
 # from light to dark, so that it is a scale without colours, too
 COLOURS = ("#C4C4C4", "#E69F00", "#D55E00", "#7A1E00", "#3B0A00")
 
 
-def parse_panels(name: str | None, method: str) -> str:
-    """Return a name in `PANELS`; of activation maps ``classes`` by default.
-
-    Raises
-    ------
-    UsageError
-        If there are no such panels.
-    """
-    if name is None:
-        return "classes" if method == "cam" else "labels"
-    if name not in PANELS:
+def check_panels(name: str | None) -> None:
+    """Raise `UsageError` unless a name, if there is one, is in `PANELS`."""
+    if name is not None and name not in PANELS:
         raise unknown("kind of panels", name, PANELS)
-    return name
 
 
 class Examples:
@@ -95,7 +86,10 @@ class Panel:
 
 
 def draw(
-    found: Importance, output: str, panels: str, examples: Examples | None = None
+    found: Importance,
+    output: str,
+    panels: str | None = None,
+    examples: Examples | None = None,
 ) -> None:
     """Draw importance.
 
@@ -104,8 +98,9 @@ def draw(
     found : Importance
     output : str
         Figure file, replaced if it exists.
-    panels : str
-        Of `PANELS`.
+    panels : str, optional
+        Of `PANELS`; by default classes of activation maps, where there are any, and
+        labels of the other methods.
     examples : Examples, optional
         For panels of that name.
 
@@ -119,7 +114,8 @@ def draw(
         "classes": _classes,
         "examples": lambda found: _examples(found, examples),
     }
-    chosen = list(plan[panels](found))
+    by_class = found.request.method == "cam" and found.found_classes
+    chosen = list(plan[panels or ("classes" if by_class else "labels")](found))
     if not chosen:
         raise UsageError(
             "the model predicts no temperature and no spectral type, hence there are "

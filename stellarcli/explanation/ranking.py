@@ -82,12 +82,15 @@ def top(found: Importance, group: Group, label: int, count: int) -> list[Window]
     overlap = np.abs(windows.low[:, None] - windows.low) < windows.width - 1e-6
     highest = np.where(overlap, values[0], 0).max(axis=1)
     peaks = np.flatnonzero((values[0] > 0) & (values[0] == highest))
-    chosen = peaks[np.argsort(-values[0, peaks], kind="stable")][:count]
+    chosen: list[int] = []
+    for n in peaks[np.argsort(-values[0, peaks], kind="stable")].tolist():
+        if not overlap[n, chosen].any():  # with an equal one
+            chosen.append(n)
     return [
         Window(
             *(float(windows.low[n]), float(windows.high[n])),
             *values[:, n].tolist(),
             features(n),
         )
-        for n in chosen
+        for n in chosen[:count]
     ]
