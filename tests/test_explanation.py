@@ -25,6 +25,7 @@ from stellarcli.explanation import (
     importance,
     lines,
     method_class,
+    occlusion,
     ranking,
 )
 from stellarcli.explanation.activation import ActivationMaps
@@ -181,12 +182,12 @@ def test_the_continuum_of_other_recipes_is_the_upper_envelope():
 def test_occlusion_of_a_linear_network_is_known():
     predictor = Toy(Linear(one_window(5000, 5010)))
     flux = noise()
-    occlusion = Occlusion(predictor, Request(windows=Windows(4700, 5300, 10, 5)))
-    change = occlusion(batch_of(flux))
-    inside = occlusion.inside & (one_window(5000, 5010) > 0)
+    explainer = Occlusion(predictor, Request(windows=Windows(4700, 5300, 10, 5)))
+    change = explainer(batch_of(flux))
+    inside = explainer.inside & (one_window(5000, 5010) > 0)
     expected = 0.5 * (inside @ (1 - flux).T).T  # FEH.scale
     np.testing.assert_allclose(change[:, :, 0], expected, atol=2e-6)
-    touched = (occlusion.wavelength > 4995) & (occlusion.wavelength < 5015)
+    touched = (explainer.wavelength > 4995) & (explainer.wavelength < 5015)
     assert not change[:, ~touched].any()
     assert np.count_nonzero(change[0, touched]) == 3
 
@@ -244,6 +245,29 @@ def test_occlusion_equals_one_call_per_window_and_spectrum():
     size = np.abs(expected).max(axis=(0, 1))
     assert (size > [10, 1e-2]).all()
     assert (np.abs(change - expected).max(axis=(0, 1)) < 1e-4 * size).all()
+
+
+class Coarse(nn.Module):
+    """The sum of the flux about 1, and an offset, in bfloat16."""
+
+    def __init__(self, offset):
+        super().__init__()
+        self.offset = nn.Parameter(torch.tensor(offset, dtype=torch.bfloat16))
+
+    def forward(self, flux, ivar):
+        mean = (flux - 1).sum(1, keepdim=True).bfloat16() + self.offset
+        return mean, torch.zeros_like(mean)
+
+
+@pytest.mark.parametrize(("offset", "replaced"), [(0.0, False), (100.0, True)])
+def test_bfloat16_is_used_only_where_it_tells_small_changes(
+    monkeypatch, offset, replaced
+):
+    """Near 100 bfloat16 has steps of 0.5; a window of 15 pixels changes 0.2."""
+    coarse, exact = Toy(Coarse(offset)), Toy(Linear(np.ones((1, PIXELS))))
+    monkeypatch.setattr(occlusion, "Predictor", lambda *options: exact)
+    found = Occlusion(coarse, Request())
+    assert found.predictor is (exact if replaced else coarse)
 
 
 # ------------------------------------------------------------------------- gradient

@@ -6,7 +6,10 @@ al. 2026, figure 8). The inverse variance stays: the network is not told.
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
+import torch
 
 from stellarcli.errors import UsageError
 from stellarcli.explanation.baseline import continuum_level
@@ -14,6 +17,10 @@ from stellarcli.explanation.request import Request
 from stellarcli.prediction import Predictor
 from stellarcli.preparation import CHUNK
 from stellarcli.preprocess import Batch
+
+BLUR = 0.1  # error of a change by bfloat16 over the change; 0.03 of the shipped model
+
+log = logging.getLogger(__name__)
 
 
 class Occlusion:
@@ -32,7 +39,7 @@ class Occlusion:
         If no window holds a pixel of the model.
     """
 
-    precision = "auto"  # bfloat16 moved no mean by more than 0.3 % of the largest
+    precision = "auto"  # `_settle` decides
     about = "change when a window is replaced by the continuum"
     axis = "|Δ {}|"
 
@@ -54,6 +61,29 @@ class Occlusion:
                 f"the model sees {low:.0f} to {high:.0f} Å and no window lies there; "
                 "change --start and --stop."
             )
+        parameters = (p for n in predictor.networks for p in n.parameters())
+        if any(parameter.dtype == torch.bfloat16 for parameter in parameters):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Go back to float32 if bfloat16 blurs changes, which are small differences.
+
+        Mean absolute changes would be too large by about half the square of the blur.
+        """
+        exact = Predictor(self.predictor.model, str(self.predictor.device), "float32")
+        shape = (CHUNK, self.predictor.model.pixels)
+        flux = np.random.default_rng(0).normal(1, 0.05, shape).astype(np.float32)
+        ivar = np.full(shape, 400, dtype=np.float32)
+        spaced = np.linspace(0, len(self.seen) - 1, CHUNK).round().astype(int)
+        occluded = np.where(self.inside[self.seen[spaced]], np.float32(1), flux)
+        reduced, change = (
+            p.predict(occluded, ivar)[0] - p.predict(flux, ivar)[0]
+            for p in (self.predictor, exact)
+        )
+        blur = np.median(np.abs(reduced - change), axis=0)
+        if not (blur <= BLUR * np.median(np.abs(change), axis=0)).all():
+            log.info("bfloat16 blurs the changes of this model; float32 is used")
+            self.predictor = exact
 
     def __call__(self, batch: Batch) -> np.ndarray:
         """Explain prepared spectra.
