@@ -339,9 +339,18 @@ def test_the_default_stage_is_the_last_that_resolves_lines():
     network = Convolution()
     assert ActivationMaps(Toy(network), Request()).stage == "fine"  # 4 and 40 Å
     method = ActivationMaps(Toy(network), Request(stage="coarse"))
-    assert method.resolution == pytest.approx(40.0)
+    assert method.resolution == pytest.approx(40.0, abs=1)
     network.stages = lambda: {"coarse": network.coarse}
     assert ActivationMaps(Toy(network), Request()).stage == "coarse"
+
+
+def test_a_position_of_a_folded_spectrum_reaches_over_all_of_its_rows():
+    grid = {"start": 4800.0, "step": 1.0, "pixels": 1024}
+    recipe = Recipe.from_steps("toy", [{"resample": {"grids": [grid]}}, "continuum"])
+    predictor = Toy(settled(build("scanet"), "scanet"), recipe=recipe)
+    assert ActivationMaps(predictor, Request()).stage == "S0"
+    two_rows = ActivationMaps(predictor, Request(stage="S1"))
+    assert 20 < two_rows.resolution <= 64
 
 
 def test_a_stage_or_model_that_cannot_be_names_those_that_can():

@@ -72,8 +72,8 @@ def explain(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of the network, for cam; by default the last stage with at most 20 "
-            "Å of spectrum per position.",
+            help="Of the network, for cam; by default the last one whose positions "
+            "reach over at most 20 Å, so that lines are told apart.",
         ),
     ] = None,
     nodes: Annotated[

@@ -23,14 +23,15 @@ from stellarcli.explanation.request import Request
 from stellarcli.prediction import Predictor
 from stellarcli.preprocess import Batch
 
-FINEST = 20.0  # Å of spectrum per position up to which a stage resolves lines
+FINEST = 20.0  # Å from end to end of a position, up to which a stage resolves lines
 
 
 class ActivationMaps:
     """Maps of one stage, brought to the model's pixels.
 
-    The stage is the last one with at most `FINEST` Å of spectrum per position, or the
-    first if all have more.
+    The stage is the last one whose positions reach over at most `FINEST` Å, or the
+    first if all reach further. Of a folded spectrum, a position of several rows reaches
+    over all of these.
 
     Attributes
     ----------
@@ -38,7 +39,7 @@ class ActivationMaps:
         Of the model, vacuum Å.
     stage : str
     resolution : float
-        Å per position.
+        Å from end to end of a position.
 
     Raises
     ------
@@ -65,20 +66,28 @@ class ActivationMaps:
         self.resolution = resolution[self.stage]
         self.details = [
             ("STAGE", self.stage, "of the network"),
-            ("RESOLUTN", self.resolution, "[Angstrom] of spectrum per position"),
+            ("RESOLUTN", self.resolution, "[Angstrom] from end to end of a position"),
         ]
 
     def _resolutions(self) -> dict[str, float]:
-        """Å of spectrum per position, by stage."""
+        """Å from end to end of a position, by stage."""
         blank = torch.ones(1, self.predictor.model.pixels, device=self.predictor.device)
         network = self.predictor.networks[0]
         with torch.no_grad(), Tap(list(network.stages().values())) as tap:
             network(blank, blank)
-        span = np.diff(self.wavelength).mean() * len(self.wavelength)
         return {
-            name: float(span / maps[0, 0].numel())
+            name: self._extent(maps[0, 0])
             for name, maps in zip(self.names, tap.maps, strict=True)
         }
+
+    def _extent(self, positions: Tensor) -> float:
+        """Å from end to end of what one position in the middle stands for."""
+        single = torch.zeros_like(positions)
+        single[tuple(size // 2 for size in single.shape)] = 1
+        network, pixels = self.predictor.networks[0], len(self.wavelength)
+        share = spread(network, single[None], pixels)[0].cpu().numpy()
+        seen = self.wavelength[share >= 0.5 * share.max()]
+        return float(seen[-1] - seen[0] + np.diff(self.wavelength).mean())
 
     def __call__(self, batch: Batch) -> np.ndarray:
         """Explain prepared spectra.
