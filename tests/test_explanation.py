@@ -28,7 +28,7 @@ from stellarcli.explanation import (
     occlusion,
     ranking,
 )
-from stellarcli.explanation.activation import ActivationMaps
+from stellarcli.explanation.activation import ActivationMaps, GradCAM
 from stellarcli.explanation.baseline import continuum_level
 from stellarcli.explanation.gradient import IntegratedGradients
 from stellarcli.explanation.importance import Group, Importance, Maps
@@ -321,14 +321,17 @@ class Convolution(nn.Module):
         return mean, torch.zeros_like(mean)
 
 
-def test_an_activation_map_is_activation_times_gradient():
+@pytest.mark.parametrize("kind", [ActivationMaps, GradCAM])
+def test_an_activation_map_is_activation_times_gradient(kind):
     network = Convolution()
     predictor, flux = Toy(network), noise()
-    method = ActivationMaps(predictor, Request(stage="coarse"))
+    method = kind(predictor, Request(stage="coarse"))
     found = method(batch_of(flux))[:, :, 0]
     with torch.no_grad():
         seen = network.coarse(network.fine(torch.from_numpy(flux).float()[:, None]))
         weights = network.head.weight.view(2, -1)
+        if kind is GradCAM:
+            weights = weights.mean(1, keepdim=True)
         at_positions = 0.5 * (seen * weights).sum(1).numpy()
     middles = 40 * np.arange(10) + 19.5
     expected = [np.interp(np.arange(PIXELS), middles, row) for row in at_positions]
@@ -356,7 +359,7 @@ def test_a_position_of_a_folded_spectrum_reaches_over_all_of_its_rows():
 def test_a_stage_or_model_that_cannot_be_names_those_that_can():
     with pytest.raises(UsageError, match=r"unknown stage of toy 'fin'.*fine, coarse"):
         ActivationMaps(Toy(Convolution()), Request(stage="fin"))
-    with pytest.raises(UsageError, match="toy is none; it works for resnet1d, scanet"):
+    with pytest.raises(UsageError, match="toy is none; they work for resnet1d, scanet"):
         ActivationMaps(Toy(Linear(np.ones((1, PIXELS)))), Request())
 
 
@@ -387,12 +390,19 @@ def test_every_method_explains_every_network_or_says_why_not(name, method):
     flux = np.random.default_rng(0).normal(1, 0.1, (2, pixels))
     request = Request(windows=Windows(4800, 4860, 15, 15), nodes=2)
     kind = method_class(method)
-    if method == "cam" and not hasattr(predictor.networks[0], "stages"):
-        with pytest.raises(UsageError, match="it works for"):
+    if "cam" in method and not hasattr(predictor.networks[0], "stages"):
+        with pytest.raises(UsageError, match="they work for"):
             kind(predictor, request)
         return
     explainer = kind(predictor, request)
-    values = explainer(batch_of(flux, recipe))
+    batch = batch_of(flux, recipe)
+    x = torch.from_numpy(batch.flux).requires_grad_()
+    smooth = predictor.networks[0](x, torch.from_numpy(batch.ivar))[0].requires_grad
+    if method == "gradient" and not smooth:
+        with pytest.raises(UsageError, match="has no gradients"):
+            explainer(batch)
+        return
+    values = explainer(batch)
     assert values.shape == (2, len(explainer.wavelength), 3)
     assert np.isfinite(values).all()
     assert values.any()

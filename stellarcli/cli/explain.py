@@ -36,7 +36,7 @@ def explain(
             help="occlusion: how labels change when a window is replaced by the "
             "continuum. gradient: what each pixel adds to a label (integrated "
             "gradients). cam: activation maps of a convolutional stage, weighted by "
-            "gradients.",
+            "gradients where they are; gradcam: by their mean.",
         ),
     ] = "occlusion",
     target: Annotated[
@@ -72,22 +72,24 @@ def explain(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of the network, for cam; by default the last one whose positions "
-            "reach over at most 20 Å, so that lines are told apart.",
+            help="Of the network, for cam and gradcam; by default the last one whose "
+            "positions reach over at most 20 Å, so that lines are told apart.",
         ),
     ] = None,
     nodes: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Points between continuum and spectrum, for gradient."
+            metavar="N",
+            help="Points between continuum and spectrum, for gradient: with 32 pixels "
+            "add up to the label within 2 %, with 64 within 1 %.",
         ),
-    ] = 16,
+    ] = 32,
     each: Annotated[
         bool | None,
         typer.Option(
             "--each/--no-each",
             help="Keep the map of every spectrum in the output (FITS); by default "
-            "only of cam.",
+            "only of cam and gradcam.",
             show_default=False,
         ),
     ] = None,
@@ -106,7 +108,8 @@ def explain(
         typer.Option(
             metavar="NAME",
             help="Of the figure, one per label and: labels (all spectra), classes "
-            "(O to M as predicted; usual for cam), examples (single spectra).",
+            "(O to M as predicted; usual for maps of a stage), examples (single "
+            "spectra).",
             show_default=False,
         ),
     ] = None,
@@ -181,7 +184,7 @@ def explain(
     best = drawing.Examples(examples)
     with ExitStack() as stack:
         spool = None
-        if each or (each is None and method == "cam"):
+        if each or (each is None and method in drawing.BY_CLASS):
             spool = stack.enter_context(writing.Spool(name))
         bar = stack.enter_context(progress(sum(map(len, tasks)), "spectra", quiet))
 

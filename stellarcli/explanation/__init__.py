@@ -32,6 +32,7 @@ METHODS = {
     "occlusion": "occlusion:Occlusion",
     "gradient": "gradient:IntegratedGradients",
     "cam": "activation:ActivationMaps",
+    "gradcam": "activation:GradCAM",
 }
 
 

@@ -1,12 +1,15 @@
 """Class activation maps of a convolutional stage, weighted by gradients.
 
 Zhou et al. 2016 (arXiv:1512.04150) weigh a stage's channels by the last layer behind
-global average pooling; Selvaraju et al. 2017 (Grad-CAM, arXiv:1610.02391) by gradients,
-averaged over positions, so that any stage will do. Here each position keeps its own
-gradient, as in HiResCAM (Draelos & Carin 2020, arXiv:2011.08891, equation 3): labels
-are regressed from where a line is, so that gradients differ in sign along the spectrum
-and their average says little. Of the shipped model, Grad-CAM shows sky residuals as
-brightly as lines.
+global average pooling. With gradients for weights any stage will do:
+
+cam      each position has its own gradient, as in HiResCAM (Draelos & Carin 2020,
+         arXiv:2011.08891, equation 3). Maps agree with occlusion
+gradcam  the mean gradient of all positions, as in Grad-CAM (Selvaraju et al. 2017,
+         arXiv:1610.02391, equation 1). Maps show the lines that the weighted channels
+         see, also where they hardly matter. Where a network looks at positions one by
+         one (resnet1d), their gradients differ in sign and the mean says little: sky
+         residuals are as bright as lines
 """
 
 from __future__ import annotations
@@ -119,9 +122,25 @@ class ActivationMaps:
         """Sum over members of their weighted maps, shape (spectrum, pixel)."""
         members = zip(self.predictor.networks, maps, gradients, strict=True)
         return sum(
-            spread(network, (map_ * gradient).sum(1).detach(), len(self.wavelength))
+            spread(
+                *(network, (map_ * self._weights(gradient)).sum(1).detach()),
+                len(self.wavelength),
+            )
             for network, map_, gradient in members
         )
+
+    def _weights(self, gradient: Tensor) -> Tensor:
+        """Weights of activations, (spectrum, channel, ...)."""
+        return gradient
+
+
+class GradCAM(ActivationMaps):
+    """The same with one weight per channel."""
+
+    about = "activation times mean gradient, per position of the stage"
+
+    def _weights(self, gradient: Tensor) -> Tensor:
+        return gradient.mean(tuple(range(2, gradient.dim())), keepdim=True)
 
 
 def stage_names(predictor: Predictor) -> list[str]:
@@ -138,9 +157,9 @@ def stage_names(predictor: Predictor) -> list[str]:
         name for name in models.MODELS if hasattr(models.network_class(name), "stages")
     ]
     raise UsageError(
-        f"method 'cam' needs a convolutional network, {predictor.model.architecture} "
-        f"is none; it works for {', '.join(able)}. Explain this model with --method "
-        "occlusion or gradient."
+        f"activation maps need a convolutional network, {predictor.model.architecture} "
+        f"is none; they work for {', '.join(able)}. Explain this model with --method "
+        "occlusion."
     )
 
 

@@ -17,13 +17,14 @@ from stellarcli import figures
 from stellarcli.errors import UsageError, unknown
 from stellarcli.explanation import classes, lines, method_class, ranking
 from stellarcli.explanation.importance import Group, Importance, Maps
-from stellarcli.labels import LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
 
 PANELS = ("labels", "classes", "examples")
+BY_CLASS = ("cam", "gradcam")  # methods drawn per class unless told otherwise
+SYMBOLS = figures.SYMBOLS | {"sptype_num": "Spectral type"}
 HEIGHT = 1.75  # inches of a panel
 NAMED = 14  # features per panel, at most
 LEAST = 0.1  # of the highest importance, for a name
@@ -114,7 +115,7 @@ def draw(
         "classes": _classes,
         "examples": lambda found: _examples(found, examples),
     }
-    by_class = found.request.method == "cam" and found.found_classes
+    by_class = found.request.method in BY_CLASS and found.found_classes
     chosen = list(plan[panels or ("classes" if by_class else "labels")](found))
     if not chosen:
         raise UsageError(
@@ -247,8 +248,8 @@ def _coloured(
 
 def _symbol(found: Importance, number: int) -> str:
     label = found.labels[number]
-    unit = label.unit or ("dex" if label.name in LABELS else "")
-    name = figures.SYMBOLS.get(label.name, label.name)
+    unit = label.unit or ("dex" if label.name in figures.SYMBOLS else "")
+    name = SYMBOLS.get(label.name, label.name)
     name = method_class(found.request.method).axis.format(name)
     return f"{name} ({unit})" if unit else name
 

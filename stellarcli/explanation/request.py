@@ -40,7 +40,7 @@ class Request:
     target: tuple[str, ...] = ()
     windows: Windows = field(default_factory=Windows)
     stage: str = ""
-    nodes: int = 16
+    nodes: int = 32
     keep_flagged: bool = False
     device: str = "cpu"
     workers: int = field(default_factory=available_cores)
