@@ -835,6 +835,7 @@ def test_unreadable_files_are_reported(stellar, stars, model):
     assert catalog.read("o.fits").header["NFAILED"] == 1
     done = explain(stellar, model, ["broken.fits"], output="n.fits")
     assert done.status == 64
+    assert "1 UNREADABLE. broken.fits: " in done.err
 
 
 @pytest.mark.parametrize(

@@ -315,8 +315,9 @@ def explain(
 
 def _none_usable(found: Importance) -> str:
     flags = ", ".join(f"{count} {name}" for name, count in found.summary.flags.items())
+    first = "".join(f" {file}: {why}." for file, why in found.summary.reasons[:1])
     hint = " --keep-flagged uses those with values, too." if found.skipped else ""
     return (
         f"none of {found.summary.rows} spectra can be used; flags: {flags or 'none'}."
-        f"{hint}"
+        f"{first}{hint}"
     )
