@@ -185,7 +185,10 @@ def stellar(monkeypatch):
 
     def run(*arguments, stdin=None):
         words = [str(a) for a in arguments]
-        if words[0] in ("predict", "preprocess") and "--workers" not in words:
+        if (
+            words[0] in ("explain", "predict", "preprocess")
+            and "--workers" not in words
+        ):
             words += ["--workers", "1"]
         monkeypatch.setattr(sys, "argv", ["stellar", *words])
         result = CliRunner().invoke(app, words, input=stdin, prog_name="stellar")

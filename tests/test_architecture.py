@@ -25,8 +25,8 @@ models
 checkpoint folding
 calibration figures archives
 curves fitting
-training prediction explanation simulation architectures
-sweep planning cluster
+training prediction simulation architectures
+sweep planning cluster explanation
 comparison
 cli
 __main__

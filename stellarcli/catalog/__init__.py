@@ -49,7 +49,7 @@ from stellarcli.catalog.matching import (
 from stellarcli.catalog.reading import from_astropy, read
 from stellarcli.catalog.table import Column, Table, columns, columns_of, find, rows
 from stellarcli.catalog.text import decode_name, encode_name
-from stellarcli.catalog.writing import string_widths, write, write_parts
+from stellarcli.catalog.writing import Extension, string_widths, write, write_parts
 
 __all__ = [
     "BAD",
@@ -63,6 +63,7 @@ __all__ = [
     "RIGHT_ASCENSIONS",
     "WAYS",
     "Column",
+    "Extension",
     "Flag",
     "Match",
     "Matcher",

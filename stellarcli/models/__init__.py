@@ -5,6 +5,12 @@ int) and keyword options with defaults, and whose ``forward(flux, ivar)`` takes 
 ``(spectrum, pixel)`` and returns ``mean, log_variance``, each ``(spectrum, label)`` in
 model units. Its ``trunk`` is the part that may compute in bfloat16. Names map to
 ``module:class``, so that listing them needs no torch.
+
+A convolutional network may have ``stages()``, modules by the name that users type, from
+fine to coarse, that give maps ``(spectrum, channel, position)`` or ``(spectrum,
+channel, row, column)``: activation maps are taken there. Where more than one row means
+a folded spectrum, ``unfold(map)`` brings ``(spectrum, row, column)`` to
+``(spectrum, pixel)``.
 """
 
 from __future__ import annotations
