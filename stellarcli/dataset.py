@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stellarcli import catalog
+from stellarcli import catalog, sptype
 from stellarcli.errors import UsageError, unknown
+from stellarcli.labels import SUBTYPE_COLUMNS
 from stellarcli.prepared import PreparedTable, recipe_difference
 from stellarcli.settings import TrainConfig
 
@@ -351,17 +352,30 @@ class _Columns:
     def numbers(self, name: str) -> np.ndarray:
         """Return a column as float64.
 
+        A spectral type is taken from any of `SUBTYPE_COLUMNS` where there is none of
+        that name, and may be text; it is NaN where it can't be read.
+
         Raises
         ------
         UsageError
-            If it is text.
+            If it is other text.
         """
+        if name.lower() in SUBTYPE_COLUMNS and not self.known(name):
+            name = next(filter(self.known, SUBTYPE_COLUMNS), name)
         values = self(name)
+        if values.dtype.kind == "U" and name.lower() in SUBTYPE_COLUMNS:
+            if note := sptype.unread(values):
+                log.warning("'%s', column %s: %s", self.table.path, name, note)
+            return sptype.numbers(values)
         if values.dtype.kind not in "fiub" or values.ndim > 1:
             raise UsageError(
                 f"column {name!r} of '{self.table.path}' isn't one number per spectrum."
             )
         return values.astype(np.float64)
+
+    def known(self, name: str) -> bool:
+        """Say whether the table or the catalogue has a column."""
+        return self.has(name) or bool(self.catalogue and self.catalogue.find(name))
 
     def has(self, name: str) -> bool:
         """Say whether the table has a column."""

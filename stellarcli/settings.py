@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from stellarcli import labels
 from stellarcli.augmentation import Augmentation
 from stellarcli.errors import UsageError, unknown
 from stellarcli.losses import LOSSES
@@ -51,6 +52,16 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "average": 0.0,
             "validation": 0.1,
         },
+        # 7 : 1 : 2; its epochs, batches and optimiser are stated nowhere
+        "mkresnet": {
+            "loss": "log_cosh",
+            "epochs": 60,
+            "batch_size": 32,
+            "learning_rate": 3e-4,
+            "clip": 1.0,
+            "test": 0.2,
+            "validation": 0.125,
+        },
     },
 }
 
@@ -65,7 +76,7 @@ class TrainConfig:
     # what
     model: str = ""  # key of MODELS; where empty that of init, or MODEL
     network: dict[str, Any] = field(default_factory=dict)  # options of the network
-    target: tuple[str, ...] = ("teff", "logg", "feh")  # label columns
+    target: tuple[str, ...] = ("teff", "logg", "feh")  # label columns; sptype is text
     init: str | None = None  # model whose weights and label scaling to start from
     freeze: tuple[str, ...] = ()  # parts of the network to keep as they are: trunk
     # data
@@ -126,7 +137,8 @@ class TrainConfig:
         self._check_split()
 
     def _check_targets(self) -> None:
-        if not self.target or len(set(self.target)) < len(self.target):
+        names = {labels.get(name).name for name in self.target}
+        if not self.target or len(names) < len(self.target):
             raise UsageError(
                 f"target must name labels, each once, not {', '.join(self.target)!r}."
             )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MODELS = {
     "resnet1d": "resnet1d:ResNet1D",
     "scanet": "scanet:SCANet",
+    "mkresnet": "mkresnet:MKResNet",
 }
 
 
