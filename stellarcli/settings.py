@@ -38,6 +38,12 @@ LIMITS = {
 }
 POSITIVE = ("epochs", "batch_size", "learning_rate", "members", "restart_epochs")
 
+# What only gradient descent uses: refused for models computed in one go
+DESCENT = ("init", "freeze", "loss", "label_weights", "label_errors", "epochs")
+DESCENT += ("batch_size", "optimizer", "learning_rate", "weight_decay", "schedule")
+DESCENT += ("restart_epochs", "warmup", "clip", "average", "patience", "precision")
+DESCENT += ("noise", "velocity", "distortion", "hide")
+
 # What a paper did, by architecture; `--preset paper`. Figures from SYSTEMS.md.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {
@@ -171,6 +177,17 @@ class TrainConfig:
         if self.patience and not self.validation and not self.split:
             raise UsageError(
                 "patience waits for the validation loss; set validation above 0."
+            )
+
+    def check_in_one_go(self) -> None:
+        """Refuse settings of the descent, for a model that has none."""
+        default = TrainConfig()
+        given = [n for n in DESCENT if getattr(self, n) != getattr(default, n)]
+        if given:
+            raise UsageError(
+                f"{self.model} is computed in one go, without gradient descent: "
+                f"{', '.join(given)} would have no effect. Leave them out, or choose "
+                "another --model."
             )
 
     def random_seed(self, *what: object) -> int:

@@ -1,8 +1,8 @@
 """Spectral types as numbers and back.
 
 A number counts in units of a spectral type from A0, as in the MK ResNet paper (Wang et
-al. 2021, section 2): A0 = 0, F0 = 1, G5 = 2.5, K9 = 3.9. The scale goes on at both ends:
-O0 = -2, B0 = -1, M0 = 4, L0 = 5, T0 = 6. One subtype is 0.1.
+al. 2021, section 2): A0 = 0, F0 = 1, G5 = 2.5, K9 = 3.9. The scale goes on at both
+ends: O0 = -2, B0 = -1, M0 = 4, L0 = 5, T0 = 6. One subtype is 0.1.
 
 What is read: class and subtype, decimals included (``K0.5``), between a prefix (``d``
 dwarf, ``g`` giant, ``c`` supergiant, ``sd``, ``esd``, ``usd`` subdwarf) and

@@ -35,7 +35,7 @@ from stellarcli.catalog import Table
 from stellarcli.dataset import Dataset
 from stellarcli.devices import choose_device, without_denormals
 from stellarcli.errors import StellarError, UsageError, unknown
-from stellarcli.fitting import Fitter, Progress
+from stellarcli.fitting import Fitter, Progress, fit_in_one_go
 from stellarcli.labels import Label
 from stellarcli.processes import World
 from stellarcli.resuming import State
@@ -133,7 +133,10 @@ def resolve(config: TrainConfig, start: checkpoint.Model | None) -> TrainConfig:
         if key not in defaults:
             raise unknown(f"option of {name}", key, defaults)
     network = {**defaults, **inherited, **config.network}
-    return replace(config, model=name, network=network)
+    config = replace(config, model=name, network=network)
+    if models.in_one_go(name):
+        config.check_in_one_go()
+    return config
 
 
 def _finished(output: Path, digest: str) -> checkpoint.Model:
@@ -164,6 +167,11 @@ def _members(
         network = _initial(model, start, member)
         if member in state.finished:
             network.load_state_dict(state.finished[member][0])
+        elif models.in_one_go(config.model):
+            if world.first:
+                seed = config.random_seed("weights", member) % 2**32
+                fit_in_one_go(network, data, model.labels, seed)
+            state.finish(member, (network.state_dict(), {"history": []}))
         else:
             fitter = Fitter(
                 network.to(world.device), data, model.labels, config, member, world
@@ -296,7 +304,7 @@ def _round(network: nn.Module) -> bool:
     bool
         False, and nothing was done, where a weight is too large for float16.
     """
-    tensors = [t for t in network.state_dict().values() if t.is_floating_point()]
+    tensors = [t for t in network.state_dict().values() if t.dtype == torch.float32]
     if not all(torch.isfinite(tensor.half()).all() for tensor in tensors):
         log.warning("weights are kept as float32: some are too large for float16")
         return False
@@ -326,6 +334,11 @@ def _explained(config: TrainConfig) -> Iterator[None]:
         kinds = (MemoryError, torch.OutOfMemoryError)
         if not isinstance(error, kinds) and "allocate memory" not in text:
             raise
+        if models.in_one_go(config.model):
+            raise StellarError(
+                f"out of memory: {config.model} needs all training spectra at once. "
+                "Choose fewer with --select."
+            ) from None
         raise StellarError(
             f"out of memory with batch_size {config.batch_size}. Lower it (--set "
             f"batch_size={max(1, config.batch_size // 2)}), or choose a narrower "

@@ -44,7 +44,8 @@ def train(
             "--model",
             "-m",
             metavar="NAME",
-            help="Architecture: resnet1d, scanet.",
+            help="Architecture: resnet1d, scanet, mkresnet; or kernel, adaboost, "
+            "kmeans, which are computed in one go.",
         ),
     ] = None,
     config: Annotated[
@@ -68,7 +69,11 @@ def train(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Label columns, such as teff,logg,feh."),
+        typer.Option(
+            metavar="NAMES",
+            help="Label columns, such as teff,logg,feh; sptype for spectral types, as "
+            "text or numbers.",
+        ),
     ] = None,
     labels: Annotated[
         str | None,

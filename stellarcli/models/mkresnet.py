@@ -114,7 +114,8 @@ class MKResNet(nn.Module):
 
     def forward_features(self, flux: Tensor, ivar: Tensor) -> Tensor:
         """(spectrum, pixel) to features (spectrum, channel)."""
-        x = (flux - 1).unsqueeze(1)  # (spectrum, 1, pixel), about the continuum
+        # flux about its continuum, in units of a typical line depth
+        x = ((flux - 1) * 5).unsqueeze(1)  # (spectrum, 1, pixel)
         if self.noise:
             noise = torch.rsqrt(ivar.clamp_min(1e-12)).clamp_max(NOISE_CAP)
             # compressed, so that S/N 10 and 1000 are both told apart
