@@ -7,7 +7,7 @@ import hashlib
 import logging
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +168,8 @@ class Dataset:
         Standard errors of the labels; 0 where none are known.
     star : ndarray of int, shape (spectrum,)
         Equal for spectra of one star.
+    notes : list of str
+        What the user should know about the labels.
     """
 
     tables: list[PreparedTable]
@@ -178,6 +180,7 @@ class Dataset:
     objid: np.ndarray
     errors: np.ndarray
     star: np.ndarray
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Return the number of spectra."""
@@ -192,7 +195,7 @@ class Dataset:
         arrays = {
             f.name: getattr(self, f.name)[index]
             for f in fields(self)
-            if f.name != "tables"
+            if f.name not in ("tables", "notes")
         }
         return replace(self, **arrays)
 
@@ -251,16 +254,15 @@ def load(
     tables = [PreparedTable(path) for path in paths]
     _check_alike(tables)
     matcher = catalog.Matcher(catalogue.rows, JOIN_RADIUS) if catalogue else None
-    pieces = [
-        _piece(number, _Columns(table, catalogue, matcher), config)
-        for number, table in enumerate(tables)
-    ]
+    sources = [_Columns(table, catalogue, matcher) for table in tables]
+    pieces = [_piece(number, source, config) for number, source in enumerate(sources)]
     columns = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
     if not columns["row"].size:
         raise _nothing_left(config)
     star = same_star(columns["objid"], columns.pop("ra"), columns.pop("dec"))
     part = _parts(columns.pop("group"), columns.pop("split"), star, config)
-    data = Dataset(tables=tables, star=star, part=part, **columns)
+    notes = [note for source in sources for note in source.notes]
+    data = Dataset(tables=tables, star=star, part=part, notes=notes, **columns)
     data = _separated(data)
     if not data.index("train").size:
         raise _nothing_left(config)
@@ -305,6 +307,7 @@ class _Columns:
         matcher: catalog.Matcher | None,
     ):
         self.table, self.catalogue = table, catalogue
+        self.notes: list[str] = []
         if matcher is not None:
             self.found = matcher(table.rows()).index
             if not (self.found >= 0).any():
@@ -365,7 +368,7 @@ class _Columns:
         values = self(name)
         if values.dtype.kind == "U" and name.lower() in SUBTYPE_COLUMNS:
             if note := sptype.unread(values):
-                log.warning("'%s', column %s: %s", self.table.path, name, note)
+                self.notes.append(f"'{self.table.path}', column {name}: {note}")
             return sptype.numbers(values)
         if values.dtype.kind not in "fiub" or values.ndim > 1:
             raise UsageError(

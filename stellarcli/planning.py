@@ -114,6 +114,7 @@ def describe(
     lines = [
         f"spectra: {len(data)} of {len(data.tables)} tables, {model.pixels} pixels",
         *(f"  {name}: {parts[name].size}, stars: {stars[name]}" for name in parts),
+        *(f"  {note}" for note in data.notes),
         *(
             f"  {label.name}: {label.trained[0]:.6g} to {label.trained[1]:.6g} "
             f"{label.unit}".rstrip()

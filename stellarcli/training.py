@@ -191,6 +191,7 @@ def _facts(
         "config": config.to_json(),
         "tables": [Path(table).name for table in tables],
         "spectra": {part: int(data.index(part).size) for part in dataset.PARTS},
+        "notes": data.notes,
         "history": [
             entry
             for member in sorted(state.finished)

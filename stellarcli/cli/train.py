@@ -346,6 +346,8 @@ def _summarise(model: checkpoint.Model, path: Path) -> None:
         for name, values in metrics.items()
     ]
     _print(("rows", "label", "MAE", "RMSE", "bias", "NMAD", "within 1σ", "n"), rows)
+    for note in facts["notes"]:
+        say(f"  {note}")
     if facts["judged_on"] == "train":
         say(
             "  too few validation rows: errors and flags are calibrated on training "

@@ -68,14 +68,11 @@ def read_templates(path: Path) -> tuple[np.ndarray, ...]:
     stars = fitsio.read(path)
     pixel = np.arange(stars["flux"].shape[1])
     wavelength = 10 ** (header["CRVAL1"] + header["CDELT1"] * pixel)
-    fields = (stars[name].astype(str) for name in ("sptype", "luminosity", "feh"))
-    names = ["sdss-" + "".join(parts).replace("Dwarf", "") for parts in zip(*fields)]
-    return np.array(names), stars["sptype"], *_on_grid(stars["flux"], wavelength)
+    names = np.array([f"sdss-{star['sptype']}{star['feh']}" for star in stars])
+    return names, stars["sptype"], *_on_grid(stars["flux"], wavelength)
 
 
-def _on_grid(
-    flux: np.ndarray, wavelength: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _on_grid(flux: np.ndarray, wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Broadened flux, about 1, held at its ends; and where it is known."""
     grid = log_grid(MARGIN)
     flux = np.array(flux, dtype=float)
