@@ -24,12 +24,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stellarcli import __version__, catalog, checkpoint, models, novelty, preparation
+from stellarcli import (
+    __version__,
+    catalog,
+    checkpoint,
+    models,
+    novelty,
+    preparation,
+    sptype,
+)
 from stellarcli.catalog import BAD, FAILED, Flag
 from stellarcli.checkpoint import Model
 from stellarcli.devices import has_bfloat16, without_denormals
 from stellarcli.errors import OutputExistsError, UsageError, unknown
 from stellarcli.inputs import Task
+from stellarcli.labels import SUBTYPE
 from stellarcli.parallel import available_cores, ordered_map
 from stellarcli.parts import Parts, count_finished
 from stellarcli.preparation import CHUNK, Chunk
@@ -179,6 +188,8 @@ class Predictor:
             values[f"{label.name}_err"] = np.where(
                 failed, np.nan, label.decode_error(mean[:, i], error)
             )
+            if label.name == SUBTYPE:
+                values["sptype"] = sptype.names(values[label.name])
         values["flag"] = np.where(failed, flags, judged)
         return catalog.rows(self.columns, values)
 

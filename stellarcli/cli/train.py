@@ -49,7 +49,8 @@ def train(
             "--model",
             "-m",
             metavar="NAME",
-            help="Architecture: resnet1d, scanet.",
+            help="Architecture: resnet1d, scanet, mkresnet; or kernel, adaboost, "
+            "kmeans, which are computed in one go.",
         ),
     ] = None,
     config: Annotated[
@@ -73,7 +74,11 @@ def train(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Label columns, such as teff,logg,feh."),
+        typer.Option(
+            metavar="NAMES",
+            help="Label columns, such as teff,logg,feh; sptype for spectral types, as "
+            "text or numbers.",
+        ),
     ] = None,
     labels: Annotated[
         str | None,
@@ -374,6 +379,8 @@ def _summarise(model: checkpoint.Model, path: Path) -> None:
         for name, values in metrics.items()
     ]
     _print(("rows", "label", "MAE", "RMSE", "bias", "NMAD", "within 1σ", "n"), rows)
+    for note in facts["notes"]:
+        say(f"  {note}")
     if facts["judged_on"] == "train":
         say(
             "  too few validation rows: errors and flags are calibrated on training "
