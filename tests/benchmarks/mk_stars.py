@@ -138,6 +138,7 @@ def observe(library, names, types, flux, known, number, *, rng, recipe):
     batch = recipe.apply(Batch.from_spectra(spectra))
     values = {
         "objid": names,
+        "plan": names,
         "snr": observed.snr["g"],
         "rv": observed.rv_measured,
         "survey": np.char.partition(names, "-")[:, 0],
@@ -145,15 +146,14 @@ def observe(library, names, types, flux, known, number, *, rng, recipe):
         "subclass": types,
     }
     rows = catalog.rows(INFO, values)
-    widths = {"objid": 24, "survey": 8, "class": 8, "subclass": 16}
+    widths = {"objid": 24, "plan": 24, "survey": 8, "class": 8, "subclass": 16}
     wide = [
         (name, f"S{widths[name]}" if name in widths else rows.dtype[name])
         for name in rows.dtype.names
     ]
-    table = np.zeros(len(rows), [*wide, ("plan", "S24")])
+    table = np.zeros(len(rows), wide)
     for name in rows.dtype.names:
         table[name] = rows[name]
-    table["plan"] = rows["objid"]
     return table, batch
 
 
