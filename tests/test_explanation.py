@@ -405,7 +405,8 @@ def test_every_method_explains_every_network_or_says_why_not(name, method):
     values = explainer(batch)
     assert values.shape == (2, len(explainer.wavelength), 3)
     assert np.isfinite(values).all()
-    assert values.any()
+    # steps may be wider than what a window moves
+    assert values.any() or not smooth
 
 
 def test_an_unknown_method_names_the_nearest():
