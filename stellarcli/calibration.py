@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 BATCH = 256  # spectra evaluated together
 ENOUGH = 50  # validation rows to judge by; below, training rows do, optimistic as it is
 LARGE_ERROR = 0.5  # of the training labels' spread: the spectrum says little
+REFERENCE_SNR = 50.0  # per pixel, where the error's factor is the model's error_scale
+LEAST_SPAN = 0.5  # of the rows' log S/N, for a slope with it
+STEEPEST = 1.0  # slope of log error with log S/N
 HARMLESS = 0.1  # change by bfloat16 over predicted error
 
 
@@ -66,35 +69,36 @@ def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
         Its validation rows judge; without enough of them its training rows.
     """
     most = novelty.rows(model.pixels)
-    sample = _some(data.index("train"), most)
+    sample = some(data.index("train"), most)
     held = data.index("validation")
     judge = held if held.size >= ENOUGH else sample
     unlike = novelty.fit(*data.spectra(sample))
     scores = [novelty.cross_scores(*data.spectra(sample))]
     if judge is held:
-        scores.append(_scores(data, _some(held, most), unlike))
+        scores.append(_scores(data, some(held, most), unlike))
     novelty.calibrate(unlike, np.concatenate(scores))
     model.state |= {f"novelty.{key}": value for key, value in unlike.items()}
     mean, variance = _ensemble(networks, data, judge)
     error = np.sqrt(variance)
-    model.error_scale = _error_scale(model, mean, error, data.labels[judge])
     model.limits = {
         "large_error": LARGE_ERROR,
         "bfloat16_safe": _bfloat16_safe(networks, data, judge, mean, error),
     }
+    rows = data.labels[judge], data.spectra(judge)[1]
+    _calibrate_errors(model, mean, error, *rows)
     model.training |= {
         "judged_on": "validation" if judge is held else "train",
-        "metrics": _metrics(model, mean, error, data.labels[judge]),
+        "metrics": _metrics(model, mean, error, *rows),
     }
     test = data.index("test")
     if test.size:
         mean, variance = _ensemble(networks, data, test)
         model.training["test_metrics"] = _metrics(
-            model, mean, np.sqrt(variance), data.labels[test]
+            model, mean, np.sqrt(variance), data.labels[test], data.spectra(test)[1]
         )
 
 
-def _some(index: np.ndarray, most: int) -> np.ndarray:
+def some(index: np.ndarray, most: int) -> np.ndarray:
     """Return at most so many spectra, drawn at random, in order."""
     return np.sort(np.random.default_rng(0).permutation(index)[:most])
 
@@ -113,27 +117,104 @@ def _ensemble(
     return combine(*map(list, zip(*outputs, strict=True)))
 
 
-def _error_scale(
-    model: Model, mean: np.ndarray, error: np.ndarray, truth: np.ndarray
-) -> list[float]:
-    """One factor per label, which brings 68.27 % of the rows within one sigma."""
-    scales = []
+def signal_to_noise(ivar: np.ndarray) -> np.ndarray:
+    """Return the mean signal-to-noise ratio per pixel of normalised spectra.
+
+    From the spectrum itself: headers may lack it, or mean another band by it.
+
+    Parameters
+    ----------
+    ivar : ndarray, shape (spectrum, pixel)
+        Of flux about 1.
+
+    Returns
+    -------
+    ndarray of float, shape (spectrum,)
+        0 without a good pixel.
+    """
+    good = np.count_nonzero(ivar > 0, axis=1)
+    return np.sqrt(ivar).sum(axis=1, dtype=float) / np.maximum(good, 1)
+
+
+def error_factors(model: Model, ivar: np.ndarray) -> np.ndarray:
+    """Return what calibration multiplies predicted errors by.
+
+    Parameters
+    ----------
+    model : Model
+    ivar : ndarray, shape (spectrum, pixel)
+
+    Returns
+    -------
+    ndarray of float, shape (spectrum, label)
+    """
+    scale = np.array(model.error_scale or [1.0] * len(model.labels))
+    if not model.error_slope:  # files of format 1
+        return np.broadcast_to(scale, (len(ivar), scale.size))
+    snr = np.clip(signal_to_noise(ivar), *model.limits["snr"])
+    return scale * np.power(snr[:, None] / REFERENCE_SNR, model.error_slope)
+
+
+def _calibrate_errors(
+    model: Model,
+    mean: np.ndarray,
+    error: np.ndarray,
+    truth: np.ndarray,
+    ivar: np.ndarray,
+) -> None:
+    """Bring 68.27 % of the rows within one sigma, at low S/N as at high.
+
+    Per label the factor on errors is a power of the signal-to-noise ratio, found by
+    quantile regression (Koenker & Bassett 1978, Econometrica 46, 33).
+    """
+    snr = signal_to_noise(ivar)
+    model.error_scale, model.error_slope = [], []
+    used = snr[snr > 0]
+    low, high = np.percentile(used, (2, 98)) if used.size else (1.0, 1.0)
+    distance = np.log(np.clip(snr, low, high) / REFERENCE_SNR)
     for i, label in enumerate(model.labels):
-        residual = np.abs(mean[:, i] - label.encode(truth[:, i]))
-        ratio = (residual / error[:, i])[np.isfinite(residual)]
-        known = ratio.size and np.quantile(ratio, metrics.WITHIN[1])
-        scales.append(float(known) or 1.0)
-    return scales
+        off = np.abs(mean[:, i] - label.encode(truth[:, i])) / error[:, i]
+        known = np.isfinite(off) & (off > 0) & (snr > 0)
+        level, slope = _quantile_line(distance[known], np.log(off[known]))
+        model.error_scale.append(float(np.exp(level)))
+        model.error_slope.append(slope)
+    model.limits["snr"] = [float(low), float(high)]
+
+
+def _quantile_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Level at 0 and slope of the line with 68.27 % of the points below it.
+
+    The slope is 0 where there are too few points to tell.
+    """
+    from scipy.optimize import minimize
+
+    share = metrics.WITHIN[1]
+    level = float(np.quantile(y, share)) if y.size else 0.0
+    if x.size < 2 * ENOUGH or np.ptp(x) < LEAST_SPAN:
+        return level, 0.0
+
+    def loss(line: np.ndarray) -> float:
+        above = y - line[0] - line[1] * x
+        return float(np.maximum(share * above, (share - 1) * above).sum())
+
+    bounds = [(None, None), (-STEEPEST, STEEPEST)]
+    found = minimize(loss, [level, 0.0], method="Nelder-Mead", bounds=bounds)
+    return float(found.x[0]), float(found.x[1])
 
 
 def _metrics(
-    model: Model, mean: np.ndarray, error: np.ndarray, truth: np.ndarray
+    model: Model,
+    mean: np.ndarray,
+    error: np.ndarray,
+    truth: np.ndarray,
+    ivar: np.ndarray,
 ) -> dict[str, Any]:
+    factors = error_factors(model, ivar)
     results = {
         label.name: metrics.summary(
             label.decode(mean[:, i]),
             truth[:, i],
-            label.decode_error(mean[:, i], error[:, i]) * model.error_scale[i],
+            label.decode_error(mean[:, i], error[:, i]) * factors[:, i],
         )
         for i, label in enumerate(model.labels)
     }

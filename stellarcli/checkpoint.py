@@ -25,7 +25,7 @@ from stellarcli.preprocess import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
-FORMAT = 1  # raised when older programs could misread the file
+FORMAT = 2  # raised when older programs could misread the file
 DEFAULT = "default"
 
 
@@ -46,7 +46,10 @@ class Model:
     wavelength : ndarray of float64, shape (pixel,)
         Vacuum Å, rest frame.
     error_scale : list of float
-        Per label, what calibration multiplied the predicted errors by.
+        Per label, what calibration multiplies the predicted errors by.
+    error_slope : list of float
+        Per label, the power of the signal-to-noise ratio in that factor; none in files
+        of format 1. See `calibration.error_factors`.
     training : dict
         Data, split, seed, resolved configuration, metrics.
     provenance : dict
@@ -64,6 +67,7 @@ class Model:
     recipe: Recipe
     wavelength: np.ndarray
     error_scale: list[float] = field(default_factory=list)
+    error_slope: list[float] = field(default_factory=list)
     limits: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -147,6 +151,7 @@ def save(model: Model, path: Path) -> None:
             "pixels": int(model.wavelength.size),
         },
         "error_scale": model.error_scale,
+        "error_slope": model.error_slope,
         "limits": model.limits,
         "training": model.training,
         "provenance": model.provenance,
@@ -245,7 +250,8 @@ def load(name: str) -> Model:
         state = from_bytes(content)
         size = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-        values = json.loads(metadata.get("stellar", "{}"))
+        text = metadata.get("stellar", "{}")
+        values = json.loads(text)
     except OSError as error:
         raise ModelFileError(
             f"can't read model '{path}': {error.strerror}; check the file's rights."
@@ -261,8 +267,9 @@ def load(name: str) -> Model:
             "alone has labels and recipe in it."
         )
     _check_version(path, values)
+    same = json.dumps(values) == text  # a number's last digit may not change its value
     found = values.pop("sha256", "")
-    if found != _digest(state, json.dumps(values)):
+    if not same or found != _digest(state, json.dumps(values)):
         raise ModelFileError(
             f"'{path}' is damaged: its checksum doesn't match. Copy it again."
         )
@@ -294,6 +301,7 @@ def _parse(path: Path, values: dict, state: dict, content: bytes) -> Model:
             recipe=recipe,
             wavelength=recipe.wavelength,
             error_scale=values["error_scale"],
+            error_slope=values.get("error_slope", []),
             limits=values["limits"],
             training=values["training"],
             provenance=values["provenance"],

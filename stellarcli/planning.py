@@ -20,7 +20,7 @@ from stellarcli.parallel import available_cores
 from stellarcli.prepared import is_prepared
 from stellarcli.processes import World
 from stellarcli.settings import TrainConfig
-from stellarcli.training import new_model, resolve
+from stellarcli.training import initial_network, new_model, resolve
 
 log = logging.getLogger(__name__)
 
@@ -112,12 +112,7 @@ def describe(
     config = resolve(config, start)
     data = dataset.load(tables, config, catalogue)
     model = new_model("plan", data, config, start)
-    network = models.build(
-        model.architecture,
-        pixels=model.pixels,
-        labels=len(model.labels),
-        **model.config,
-    )
+    network = initial_network(model, start, 0)
     parts = {part: data.index(part) for part in dataset.PARTS}
     stars = {name: len(set(data.star[index])) for name, index in parts.items()}
     lines = [

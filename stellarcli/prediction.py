@@ -33,6 +33,7 @@ from stellarcli import (
     preparation,
     sptype,
 )
+from stellarcli.calibration import error_factors
 from stellarcli.catalog import BAD, FAILED, Flag
 from stellarcli.checkpoint import Model
 from stellarcli.devices import has_bfloat16, without_denormals
@@ -173,20 +174,20 @@ class Predictor:
             Columns of `catalog.columns`.
         """
         mean, variance, spread = self.predict(chunk.batch.flux, chunk.batch.ivar)
+        error = np.sqrt(variance) * error_factors(self.model, chunk.batch.ivar)
         flags = chunk.rows["flag"].astype(np.int32)
         failed = flags & FAILED != 0
-        judged = flags | self._flags(chunk, mean, variance, spread)
+        judged = flags | self._flags(chunk, mean, error, variance, spread)
         values = {
             name: chunk.rows[name]
             for name in ("objid", "file", "ra", "dec", "snr")
             if name in chunk.rows.dtype.names
         }
         for i, label in enumerate(self.model.labels):
-            error = self._error(variance, i)
             value = label.decode(mean[:, i])
             values[label.name] = np.where(failed, np.nan, value)
             values[f"{label.name}_err"] = np.where(
-                failed, np.nan, label.decode_error(mean[:, i], error)
+                failed, np.nan, label.decode_error(mean[:, i], error[:, i])
             )
             if label.name == SUBTYPE:
                 values["sptype"] = sptype.names(values[label.name])
@@ -226,14 +227,11 @@ class Predictor:
             spread.cpu().numpy(),
         )
 
-    def _error(self, variance: np.ndarray, label: int) -> np.ndarray:
-        scale = self.model.error_scale[label] if self.model.error_scale else 1.0
-        return np.sqrt(variance[:, label]) * scale
-
     def _flags(
         self,
         chunk: Chunk,
         mean: np.ndarray,
+        error: np.ndarray,
         variance: np.ndarray,
         spread: np.ndarray,
     ) -> np.ndarray:
@@ -243,9 +241,7 @@ class Predictor:
             value = label.decode(mean[:, i])
             low, high = label.trained
             outside |= ~((value >= low) & (value <= high))
-            large |= ~(
-                self._error(variance, i) < self.model.limits.get("large_error", np.inf)
-            )
+            large |= ~(error[:, i] < self.model.limits.get("large_error", np.inf))
         conditions = {Flag.OUT_OF_RANGE: outside, Flag.LARGE_ERROR: large}
         if self.unlike:
             scores = novelty.score(chunk.batch.flux, chunk.batch.ivar, self.unlike)

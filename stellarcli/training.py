@@ -36,7 +36,7 @@ from stellarcli.catalog import Table
 from stellarcli.dataset import Dataset
 from stellarcli.devices import choose_device, without_denormals
 from stellarcli.errors import StellarError, UsageError, unknown
-from stellarcli.fitting import Fitter, Progress, fit_in_one_go
+from stellarcli.fitting import Fitter, Progress, encode, fit_in_one_go
 from stellarcli.labels import Label
 from stellarcli.processes import World
 from stellarcli.resuming import State
@@ -44,6 +44,7 @@ from stellarcli.settings import TrainConfig
 
 log = logging.getLogger(__name__)
 
+SETTLED = 2000  # spectra for the parts of networks that are solved for
 BESIDE = (".split.fits", ".png")  # what is written beside a model
 
 
@@ -105,6 +106,7 @@ def train(
             model.training |= _facts(config, tables, data, state)
             model.provenance = provenance or {}
             half = config.half and all(map(_round, networks))
+            _settle(networks, model, data)
             model.state = _tensors(networks, half)
             calibration.finish(model, networks, data)
             checkpoint.save(model, output)
@@ -120,17 +122,18 @@ def resolve(config: TrainConfig, start: checkpoint.Model | None) -> TrainConfig:
     Raises
     ------
     UsageError
-        If another architecture was asked for than the model to start from has, or an
-        option of the network doesn't exist.
+        If an architecture was asked for that doesn't extend that of the model to start
+        from, or an option of the network doesn't exist.
     """
     name, inherited = config.model or settings.MODEL, {}
     if start is not None:
-        if config.model not in ("", start.architecture):
+        name = config.model or start.architecture
+        if not models.extends(name, start.architecture):
             raise UsageError(
                 f"'{config.init}' is a {start.architecture}, not a {config.model}: "
                 "leave --model out, or --init."
             )
-        name, inherited = start.architecture, start.config
+        inherited = start.config
     defaults = models.options(name)
     for key in config.network:
         if key not in defaults:
@@ -167,7 +170,7 @@ def _members(
     networks = []
     for member in range(config.members):
         torch.manual_seed(config.random_seed("weights", member))
-        network = _initial(model, start, member)
+        network = initial_network(model, start, member)
         if member in state.finished:
             network.load_state_dict(state.finished[member][0])
         elif models.in_one_go(config.model):
@@ -184,6 +187,18 @@ def _members(
             state.finish(member, (network.state_dict(), history))
         networks.append(network.to(world.device).eval())
     return networks
+
+
+def _settle(networks: list[nn.Module], model: checkpoint.Model, data: Dataset) -> None:
+    """Solve for what isn't trained, where a network has such parts."""
+    if not all(hasattr(network, "settle") for network in networks):
+        return
+    index = calibration.some(data.index("train"), SETTLED)
+    flux, ivar = map(torch.from_numpy, data.spectra(index))
+    truth = encode(model.labels, data.rows(index))[0]
+    for network in networks:
+        device = next(network.parameters()).device
+        network.settle(flux.to(device), ivar.to(device), truth.to(device))
 
 
 def _facts(
@@ -282,10 +297,24 @@ def _inherit(
     ]
 
 
-def _initial(
+def initial_network(
     model: checkpoint.Model, start: checkpoint.Model | None, member: int
 ) -> nn.Module:
-    """Build a network, with the weights to start from if there are any."""
+    """Build a network, with the weights to start from if there are any.
+
+    Parameters
+    ----------
+    model : Model
+        Of `new_model`.
+    start : Model, optional
+    member : int
+        Number within the ensemble.
+
+    Raises
+    ------
+    UsageError
+        If the weights, the wavelengths or the labels don't fit the network.
+    """
     network = models.build(
         model.architecture,
         pixels=model.pixels,
@@ -296,13 +325,19 @@ def _initial(
         networks = start.networks()
         weights = networks[member % len(networks)].state_dict()
         try:
-            network.load_state_dict(weights)
+            # what extends the architecture of the model to start from begins afresh
+            network.load_state_dict(
+                weights, strict=start.architecture == model.architecture
+            )
         except RuntimeError as error:
             raise UsageError(
                 f"the network's options, or the {model.pixels} pixels of these tables, "
                 "don't fit the model to start from: "
                 f"{' '.join(str(error).split())}"
             ) from None
+    made = start is not None and start.architecture == model.architecture
+    if hasattr(network, "prepare") and not made:
+        network.prepare(model.wavelength, model.labels)
     return network
 
 

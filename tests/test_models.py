@@ -16,6 +16,10 @@ from stellarcli.models.scanet import VARIANTS, Attention, absorb_norm
 # small ones of every architecture: pixels and options
 SMALL = {
     "resnet1d": (256, {"widths": (8, 16), "blocks": (1, 1), "hidden": 16}),
+    "resnetfit": (
+        256,
+        {"widths": (8, 16), "blocks": (1, 1), "hidden": 16, "degree": 3},
+    ),
     "scanet": (1024, {"width": 0.125, "blocks": (1, 2, 2, 1)}),
     "mkresnet": (512, {"width": 0.125}),
     "adaboost": (256, {"trees": 4}),
@@ -92,7 +96,7 @@ def test_gradients_reach_all_parameters(name):
     if models.in_one_go(name):
         assert not list(network.parameters())
         return
-    if name == "resnet1d":  # its blocks start as the identity
+    if name.startswith("resnet"):  # their blocks start as the identity
         for key, parameter in network.named_parameters():
             if key.endswith("scale"):
                 nn.init.ones_(parameter)

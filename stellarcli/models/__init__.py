@@ -4,8 +4,12 @@ A network is a `torch.nn.Module` whose constructor takes ``pixels`` and ``labels
 int) and keyword options with defaults, and whose ``forward(flux, ivar)`` takes tensors
 ``(spectrum, pixel)`` and returns ``mean, log_variance``, each ``(spectrum, label)`` in
 model units. Its ``trunk`` is the part that may compute in bfloat16. A model with a
-method ``fit`` is computed in one go instead of by gradient descent (`baselines`). Names
-map to ``module:class``, so that listing them needs no torch.
+method ``fit`` is computed in one go instead of by gradient descent (`baselines`). A
+network that needs to know wavelengths and labels has a method ``prepare(wavelength,
+labels)``, called before its first training; one with parts that are solved for and not
+trained has ``settle(flux, ivar, truth)``, called with training rows, truth in model
+units, when it is trained. Names map to ``module:class``, so that listing them needs no
+torch.
 
 A convolutional network may have ``stages()``, modules by the name that users type, from
 fine to coarse, that give maps ``(spectrum, channel, position)`` or ``(spectrum,
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
 MODELS = {
     "resnet1d": "resnet1d:ResNet1D",
+    "resnetfit": "resnetfit:ResNetFit",
     "scanet": "scanet:SCANet",
     "mkresnet": "mkresnet:MKResNet",
     "kernel": "baselines:KernelRegression",
@@ -47,6 +52,11 @@ def network_class(name: str) -> type[nn.Module]:
         raise unknown("model architecture", name, MODELS)
     module, attribute = MODELS[name].split(":")
     return getattr(import_module(f"stellarcli.models.{module}"), attribute)
+
+
+def extends(name: str, other: str) -> bool:
+    """Say whether a network is another one with more to it, or the same."""
+    return name == other or issubclass(network_class(name), network_class(other))
 
 
 def options(name: str) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""A residual network beside a full-spectrum fit.
+
+The network of `resnet1d` sees the whole spectrum and learns everything from examples; a
+fit of templates knows how lines answer to labels, and errs by the templates' faults,
+which are a smooth function of the labels and of the lines' widths. Their errors have
+little in common, so that the mean of both is better than either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stellarcli.labels import Label
+from stellarcli.models.regression import KernelRegression
+from stellarcli.models.resnet1d import ResNet1D
+from stellarcli.models.templatefit import TemplateFit
+
+SHARE = 0.6  # of the fit in the mean; anything from 0.5 to 0.7 does as well
+NOISY = 50.0  # S/N per pixel below which noise dominates a fit's error
+BATCH = 256
+
+
+class ResNetFit(ResNet1D):
+    """Spectrum and its noise to labels with variances, by two experts.
+
+    It can start from the weights of a `ResNet1D` and trains like one: in training, and
+    until `settle`, it is one.
+
+    Parameters
+    ----------
+    pixels, labels : int
+        The labels have to be Teff, log g and [Fe/H].
+    window : (float, float)
+        Of the template fit, vacuum Å.
+    degree : int
+        Of the fit's polynomial for the continuum.
+    **options
+        Of `ResNet1D`.
+    """
+
+    def __init__(
+        self,
+        pixels: int,
+        labels: int,
+        *,
+        widths: Sequence[int] = (64, 96, 128, 192),
+        blocks: Sequence[int] = (1, 1, 1, 1),
+        kernel: int = 3,
+        stem: int = 8,
+        hidden: int = 256,
+        drop_path: float = 0.0,
+        dropout: float = 0.0,
+        window: Sequence[float] = (4200.0, 5700.0),
+        degree: int = 40,
+    ):
+        super().__init__(
+            pixels,
+            labels,
+            widths=widths,
+            blocks=blocks,
+            kernel=kernel,
+            stem=stem,
+            hidden=hidden,
+            drop_path=drop_path,
+            dropout=dropout,
+        )
+        self.fit = TemplateFit(pixels, window, degree)
+        self.correction = KernelRegression(labels + 1, labels)
+
+    def prepare(self, wavelength: np.ndarray, labels: list[Label]) -> None:
+        """Make the templates for a recipe's wavelengths and a model's labels."""
+        self.fit.prepare(wavelength, labels)
+
+    @torch.no_grad()
+    def settle(self, flux: Tensor, ivar: Tensor, truth: Tensor) -> None:
+        """Learn the fit's systematic errors from training rows, network at hand.
+
+        Parameters
+        ----------
+        flux, ivar : Tensor, shape (spectrum, pixel)
+        truth : Tensor, shape (spectrum, label)
+            Model units, NaN where unknown.
+        """
+        self.eval()
+        pieces = [
+            self._fitted(*some, super(ResNetFit, self).forward(*some)[0])
+            for some in zip(flux.split(BATCH), ivar.split(BATCH), strict=True)
+        ]
+        found = torch.cat(pieces)
+        good = (ivar > 0).sum(dim=1).clamp_min(1)
+        noise = good / ivar.sqrt().sum(dim=1).clamp_min(1e-6)
+        variance = 1 + (NOISY * noise).square().clamp_max(1e6)
+        self.correction.solve(found, truth - found[:, : truth.shape[1]], variance)
+
+    def _fitted(self, flux: Tensor, ivar: Tensor, start: Tensor) -> Tensor:
+        """Labels of the fit, and its broadening: what its faults depend on."""
+        fitted, broadening = self.fit(flux, ivar, start)
+        return torch.cat([fitted, broadening], dim=1)
+
+    def forward(self, flux: Tensor, ivar: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict labels.
+
+        Parameters
+        ----------
+        flux, ivar : Tensor, shape (spectrum, pixel)
+            Continuum-normalised flux and its inverse variance.
+
+        Returns
+        -------
+        mean, log_variance : Tensor, shape (spectrum, label)
+            In model units.
+        """
+        mean, log_variance = super().forward(flux, ivar)
+        if self.training or not self.correction.solved:
+            return mean, log_variance
+        with torch.autocast(mean.device.type, enabled=False):
+            found = self._fitted(flux, ivar, mean)
+            fitted = found[:, : mean.shape[1]] + self.correction(found)
+        return torch.lerp(mean, fitted, SHARE), log_variance

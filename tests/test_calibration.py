@@ -1,0 +1,90 @@
+"""Calibration: errors as large as the residuals, at low S/N as at high."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from stellarcli import calibration, checkpoint, labels
+
+RANGES = {"teff": (4000.0, 7000.0), "logg": (1.0, 5.0)}
+ROWS = 6000
+
+
+def small_model(**changes):
+    fields = {
+        "name": "small",
+        "architecture": "resnet1d",
+        "config": {},
+        "pixels": 8,
+        "labels": [labels.get(n).fitted(np.linspace(*r, 9)) for n, r in RANGES.items()],
+        "recipe": None,
+        "wavelength": np.arange(8.0),
+    }
+    return checkpoint.Model(**(fields | changes))
+
+
+def judged(slope, rows=ROWS):
+    """Predictions whose errors are too small by 1.5 (S/N / 50)**slope."""
+    rng = np.random.default_rng(3)
+    snr = np.exp(rng.uniform(np.log(10), np.log(300), rows))
+    ivar = np.repeat(snr[:, None] ** 2, 8, axis=1)
+    ivar[:, 3] = 0  # masked pixels don't count
+    model = small_model()
+    mean = rng.normal(0, 0.3, (rows, 2))
+    error = np.full((rows, 2), 0.1)
+    off = error * 1.5 * (snr[:, None] / 50) ** slope * rng.standard_normal((rows, 2))
+    truth = [label.decode((mean + off)[:, i]) for i, label in enumerate(model.labels)]
+    return model, mean, error, np.stack(truth, axis=1), ivar
+
+
+def test_signal_to_noise_is_that_of_the_good_pixels():
+    ivar = np.array([[400.0, 0, 400, 100], [0, 0, 0, 0]])
+    np.testing.assert_allclose(
+        calibration.signal_to_noise(ivar), [(20 + 20 + 10) / 3, 0]
+    )
+
+
+def test_errors_are_right_at_every_signal_to_noise():
+    model, mean, error, truth, ivar = judged(slope=-0.4)
+    calibration._calibrate_errors(model, mean, error, truth, ivar)
+    np.testing.assert_allclose(model.error_scale, 1.5, rtol=0.05)
+    np.testing.assert_allclose(model.error_slope, -0.4, atol=0.05)
+    factors = calibration.error_factors(model, ivar)
+    snr = calibration.signal_to_noise(ivar)
+    for low, high in ((10, 25), (25, 50), (50, 100), (100, 300)):
+        rows = (snr > low) & (snr < high)
+        for i, label in enumerate(model.labels):
+            off = np.abs(mean[:, i] - label.encode(truth[:, i]))[rows]
+            assert 0.65 < (off < (error * factors)[rows, i]).mean() < 0.72
+
+
+def test_few_rows_give_one_factor():
+    model, mean, error, truth, ivar = judged(slope=-0.4, rows=60)
+    calibration._calibrate_errors(model, mean, error, truth, ivar)
+    assert model.error_slope == [0.0, 0.0]
+    factors = calibration.error_factors(model, ivar)
+    for i, label in enumerate(model.labels):
+        off = np.abs(mean[:, i] - label.encode(truth[:, i]))
+        assert abs((off < error[:, i] * factors[:, i]).mean() - 0.68) < 0.03
+
+
+def test_beyond_the_judged_range_the_factor_stays():
+    model = small_model(error_scale=[2.0, 1.0], error_slope=[-0.5, 0.0])
+    model.limits = {"snr": [10.0, 200.0]}
+    ivar = np.array([[1.0], [100.0], [2500.0], [1e12], [0.0]]) * np.ones(8)
+    factors = calibration.error_factors(model, ivar)
+    wanted = 2 * (np.array([10, 10, 50, 200, 10]) / 50) ** -0.5
+    np.testing.assert_allclose(factors[:, 0], wanted)
+    np.testing.assert_allclose(factors[:, 1], 1)
+
+
+def test_files_without_slopes_keep_their_one_factor(model):
+    old = checkpoint.load(model)
+    old = replace(old, error_scale=[2.0, 3.0, 4.0], error_slope=[])
+    factors = calibration.error_factors(old, np.ones((2, 8)))
+    np.testing.assert_array_equal(factors, [[2, 3, 4]] * 2)
+
+
+def test_the_file_format_before_still_loads():
+    shipped = checkpoint.load("default")
+    assert len(calibration.error_factors(shipped, np.ones((1, 8)))[0]) == 3
