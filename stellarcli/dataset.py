@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from stellarcli import catalog
+from stellarcli import catalog, sptype
 from stellarcli.errors import UsageError, unknown
+from stellarcli.labels import SUBTYPE_COLUMNS
 from stellarcli.prepared import PreparedTable, recipe_difference
 from stellarcli.selection import select
 from stellarcli.settings import TrainConfig
@@ -83,6 +84,8 @@ class Dataset:
         Standard errors of the labels; 0 where none are known.
     star : ndarray of int, shape (spectrum,)
         Equal for spectra of one star.
+    notes : list of str
+        What the user should know about the labels.
     """
 
     tables: list[PreparedTable]
@@ -93,6 +96,7 @@ class Dataset:
     objid: np.ndarray
     errors: np.ndarray
     star: np.ndarray
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Return the number of spectra."""
@@ -107,7 +111,7 @@ class Dataset:
         arrays = {
             f.name: getattr(self, f.name)[index]
             for f in fields(self)
-            if f.name != "tables"
+            if f.name not in ("tables", "notes")
         }
         return replace(self, **arrays)
 
@@ -166,16 +170,15 @@ def load(
     tables = [PreparedTable(path) for path in paths]
     _check_alike(tables)
     matcher = catalog.Matcher(catalogue.rows, JOIN_RADIUS) if catalogue else None
-    pieces = [
-        _piece(number, _Columns(table, catalogue, matcher), config)
-        for number, table in enumerate(tables)
-    ]
+    sources = [_Columns(table, catalogue, matcher) for table in tables]
+    pieces = [_piece(number, source, config) for number, source in enumerate(sources)]
     columns = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
     if not columns["row"].size:
         raise _nothing_left(config)
     star = same_star(columns["objid"], columns.pop("ra"), columns.pop("dec"))
     part = _parts(columns.pop("group"), columns.pop("split"), star, config)
-    data = Dataset(tables=tables, star=star, part=part, **columns)
+    notes = [note for source in sources for note in source.notes]
+    data = Dataset(tables=tables, star=star, part=part, notes=notes, **columns)
     data = _separated(data)
     if not data.index("train").size:
         raise _nothing_left(config)
@@ -220,6 +223,7 @@ class _Columns:
         matcher: catalog.Matcher | None,
     ):
         self.table, self.catalogue = table, catalogue
+        self.notes: list[str] = []
         if matcher is not None:
             self.found = matcher(table.rows()).index
             if not (self.found >= 0).any():
@@ -269,17 +273,30 @@ class _Columns:
     def numbers(self, name: str) -> np.ndarray:
         """Return a column as float64.
 
+        A spectral type is taken from any of `SUBTYPE_COLUMNS` where there is none of
+        that name, and may be text; it is NaN where it can't be read.
+
         Raises
         ------
         UsageError
-            If it is text.
+            If it is other text.
         """
+        if name.lower() in SUBTYPE_COLUMNS and not self.known(name):
+            name = next(filter(self.known, SUBTYPE_COLUMNS), name)
         values = self(name)
+        if values.dtype.kind == "U" and name.lower() in SUBTYPE_COLUMNS:
+            if note := sptype.unread(values):
+                self.notes.append(f"'{self.table.path}', column {name}: {note}")
+            return sptype.numbers(values)
         if values.dtype.kind not in "fiub" or values.ndim > 1:
             raise UsageError(
                 f"column {name!r} of '{self.table.path}' isn't one number per spectrum."
             )
         return values.astype(np.float64)
+
+    def known(self, name: str) -> bool:
+        """Say whether the table or the catalogue has a column."""
+        return self.has(name) or bool(self.catalogue and self.catalogue.find(name))
 
     def has(self, name: str) -> bool:
         """Say whether the table has a column."""

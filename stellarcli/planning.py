@@ -114,23 +114,41 @@ def describe(
     model = new_model("plan", data, config, start)
     network = initial_network(model, start, 0)
     parts = {part: data.index(part) for part in dataset.PARTS}
-    parameters = sum(p.numel() for p in network.parameters())
-    adds = models.count_multiply_adds(network, model.pixels)
-    size = min(config.batch_size, parts["train"].size)
-    device = choose_device(config.device)
-    step, saved = _measure(network.to(device), size, model.pixels)
-    steps = count_steps(parts["train"].size, config.batch_size, 1) * config.epochs
-    total = step * steps * config.members * runs
     stars = {name: len(set(data.star[index])) for name, index in parts.items()}
     lines = [
         f"spectra: {len(data)} of {len(data.tables)} tables, {model.pixels} pixels",
         *(f"  {name}: {parts[name].size}, stars: {stars[name]}" for name in parts),
+        *(f"  {note}" for note in data.notes),
         *(
             f"  {label.name}: {label.trained[0]:.6g} to {label.trained[1]:.6g} "
             f"{label.unit}".rstrip()
             for label in model.labels
         ),
         f"network: {model.architecture} {model.config or ''}".rstrip(),
+    ]
+    if models.in_one_go(model.architecture):
+        size = 2 * 4 * model.pixels * parts["train"].size
+        lines.append(
+            f"training: {runs} x {config.members} models, computed in one go with all "
+            f"training spectra in memory, {size / 1e6:.0f} MB"
+        )
+    else:
+        lines += _cost(network, parts["train"].size, model.pixels, config, runs)
+    return "\n".join(lines)
+
+
+def _cost(
+    network: nn.Module, rows: int, pixels: int, config: TrainConfig, runs: int
+) -> list[str]:
+    """Say what a gradient descent takes: parameters, memory, time."""
+    parameters = sum(p.numel() for p in network.parameters())
+    adds = models.count_multiply_adds(network, pixels)
+    size = min(config.batch_size, rows)
+    device = choose_device(config.device)
+    step, saved = _measure(network.to(device), size, pixels)
+    steps = count_steps(rows, config.batch_size, 1) * config.epochs
+    total = step * steps * config.members * runs
+    return [
         f"  {parameters} parameters, {adds / 1e6:.1f} million multiply-adds",
         f"  memory: about {COPIES * 4 * parameters / 1e6:.0f} MB for weights and "
         f"optimiser, {saved / 1e6:.0f} MB for a batch of {size}",
@@ -138,7 +156,6 @@ def describe(
         f"{steps} steps each, {step:.3g} s per step on {device}, about "
         f"{_duration(total)}",
     ]
-    return "\n".join(lines)
 
 
 def _measure(network: nn.Module, size: int, pixels: int) -> tuple[float, float]:

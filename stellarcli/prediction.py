@@ -24,13 +24,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stellarcli import __version__, catalog, checkpoint, models, novelty, preparation
+from stellarcli import (
+    __version__,
+    catalog,
+    checkpoint,
+    models,
+    novelty,
+    preparation,
+    sptype,
+)
 from stellarcli.calibration import error_factors
 from stellarcli.catalog import BAD, FAILED, Flag
 from stellarcli.checkpoint import Model
 from stellarcli.devices import has_bfloat16, without_denormals
 from stellarcli.errors import OutputExistsError, UsageError, unknown
 from stellarcli.inputs import Task
+from stellarcli.labels import SUBTYPE
 from stellarcli.parallel import available_cores, ordered_map
 from stellarcli.parts import Parts, count_finished
 from stellarcli.preparation import CHUNK, Chunk
@@ -180,6 +189,8 @@ class Predictor:
             values[f"{label.name}_err"] = np.where(
                 failed, np.nan, label.decode_error(mean[:, i], error[:, i])
             )
+            if label.name == SUBTYPE:
+                values["sptype"] = sptype.names(values[label.name])
         values["flag"] = np.where(failed, flags, judged)
         return catalog.rows(self.columns, values)
 
@@ -529,7 +540,10 @@ def _settle_with_others(
         )
     dropped = others if run.resume else [*others, parts.directory]
     if count := sum(map(count_finished, dropped)):
-        state = f"{count} parts of {parts.output} are there from an interrupted run"
+        state = (
+            f"{count} parts of {parts.output}, of {PART * CHUNK} spectra at most, are "
+            "there from an interrupted run"
+        )
         if not overwrite:
             raise OutputExistsError(
                 f"{state}. Give --resume to go on with it, --overwrite to start anew, "

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from stellarcli import labels
 from stellarcli.augmentation import Augmentation
 from stellarcli.catalog import nearest
 from stellarcli.errors import UsageError, unknown
@@ -39,6 +40,12 @@ LIMITS = {
 }
 POSITIVE = ("epochs", "batch_size", "learning_rate", "members", "restart_epochs")
 
+# What only gradient descent uses: refused for models computed in one go
+DESCENT = ("init", "freeze", "loss", "label_weights", "label_errors", "epochs")
+DESCENT += ("batch_size", "optimizer", "learning_rate", "weight_decay", "schedule")
+DESCENT += ("restart_epochs", "warmup", "clip", "average", "patience", "precision")
+DESCENT += ("noise", "velocity", "distortion", "hide")
+
 # What a paper did, by architecture; `--preset paper`. Figures from SYSTEMS.md.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {
@@ -52,6 +59,16 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "warmup": 0.0,
             "average": 0.0,
             "validation": 0.1,
+        },
+        # 7 : 1 : 2; its epochs, batches and optimiser are stated nowhere
+        "mkresnet": {
+            "loss": "log_cosh",
+            "epochs": 60,
+            "batch_size": 32,
+            "learning_rate": 3e-4,
+            "clip": 1.0,
+            "test": 0.2,
+            "validation": 0.125,
         },
     },
 }
@@ -67,7 +84,7 @@ class TrainConfig:
     # what
     model: str = ""  # key of MODELS; where empty that of init, or MODEL
     network: dict[str, Any] = field(default_factory=dict)  # options of the network
-    target: tuple[str, ...] = ("teff", "logg", "feh")  # label columns
+    target: tuple[str, ...] = ("teff", "logg", "feh")  # label columns; sptype is text
     init: str | None = None  # model whose weights and label scaling to start from
     freeze: tuple[str, ...] = ()  # parts of the network to keep as they are: trunk
     # data
@@ -133,7 +150,8 @@ class TrainConfig:
             )
 
     def _check_targets(self) -> None:
-        if not self.target or len(set(self.target)) < len(self.target):
+        names = {labels.get(name).name for name in self.target}
+        if not self.target or len(names) < len(self.target):
             raise UsageError(
                 f"target must name labels, each once, not {', '.join(self.target)!r}."
             )
@@ -166,6 +184,17 @@ class TrainConfig:
         if self.patience and not self.validation and not self.split:
             raise UsageError(
                 "patience waits for the validation loss; set validation above 0."
+            )
+
+    def check_in_one_go(self) -> None:
+        """Refuse settings of the descent, for a model that has none."""
+        default = TrainConfig()
+        given = [n for n in DESCENT if getattr(self, n) != getattr(default, n)]
+        if given:
+            raise UsageError(
+                f"{self.model} is computed in one go, without gradient descent: "
+                f"{', '.join(given)} would have no effect. Leave them out, or choose "
+                "another --model."
             )
 
     def random_seed(self, *what: object) -> int:

@@ -134,6 +134,41 @@ def test_a_spectral_type_has_the_papers_figures(stellar, here):
     assert "91.4 %" in text
 
 
+@pytest.mark.parametrize("texts", ["truth", "model", "both"])
+def test_spectral_types_may_be_text_on_either_side(stellar, here, texts):
+    ids = ["1", "2", "3", "4"]
+    values = {
+        "truth": ("t.fits", [0.2, 1.0, np.nan, 2.4], ["A2V", "F0", "Non", "G4III"]),
+        "model": ("m.fits", [0.25, 1.1, 0.3, 1.4], ["A2.5", "sdF1", "A3", "F3/F5V"]),
+    }
+    paths = {}
+    for side, (path, numbers, names) in values.items():
+        text = texts in (side, "both")
+        column = {"subclass": names} if text else {"sptype_num": numbers}
+        paths[side] = write(path, objid=ids, **column)
+    done = stellar("compare", paths["model"], paths["truth"], "--json")
+    assert done.status == 0, done.err
+    found = done.json["labels"]["sptype_num"]
+    assert found["maximum"] == pytest.approx(1)
+    assert found["mean_error"] == pytest.approx(0.15 / 2)
+    assert found["within_half_subtype"] == pytest.approx(1 / 3)
+    assert (found["n"], found["no_reference"]) == (3, 1)
+    said = "t: 1 of 4 spectral types can't be read: 'Non'"
+    assert (said in done.err) == (texts != "model")
+
+
+def test_spectral_types_of_any_column(stellar, here):
+    truth = write("t.fits", objid=["1", "2"], MK=["G2V", "K0III"])
+    model = write("m.fits", objid=["1", "2"], sptype=["G3", "K0"])
+    words = ("--column", "truth:sptype=MK", "--target", "sptype")
+    found = compared(stellar, model, truth, *words)["labels"]
+    assert list(found) == ["sptype_num"]
+    assert found["sptype_num"]["mae"] == pytest.approx(0.05)
+    stars = write("r.fits", star=["a", "a", "b"], sptype=["G2", "G4V", "K0"])
+    done = stellar("compare", stars, "--repeats", "star", "--json")
+    assert done.status == 0, done.err
+
+
 def test_bins_by_hand(stellar, model, truth):
     found = compared(stellar, model, truth, "--by", "snr=0,20,100", "--by", "teff")
     low, high = found["bins"]["snr"]["teff"]

@@ -737,7 +737,7 @@ def test_a_run_without_resume_drops_nothing(process, stellar, many, model, whole
     for inputs in (many, many[:4]):
         done = stellar("predict", *inputs, "-o", "o.fits", "-m", model)
         assert done.status == 2
-        assert "2 parts of o.fits are there from an interrupted run" in done.err
+        assert "2 parts of o.fits, of 2 spectra at most, are there from" in done.err
         assert "--resume to go on with it, --overwrite to start anew" in done.err
     assert hidden() == [parts]
     done = stellar(*words, "--overwrite")

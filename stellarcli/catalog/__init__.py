@@ -46,10 +46,10 @@ from stellarcli.catalog.matching import (
     check_radius,
     match,
 )
-from stellarcli.catalog.reading import read
+from stellarcli.catalog.reading import from_astropy, read
 from stellarcli.catalog.table import Column, Table, columns, columns_of, find, rows
 from stellarcli.catalog.text import decode_name, encode_name
-from stellarcli.catalog.writing import string_widths, write, write_parts
+from stellarcli.catalog.writing import Extension, string_widths, write, write_parts
 
 __all__ = [
     "BAD",
@@ -63,6 +63,7 @@ __all__ = [
     "RIGHT_ASCENSIONS",
     "WAYS",
     "Column",
+    "Extension",
     "Flag",
     "Match",
     "Matcher",
@@ -80,6 +81,7 @@ __all__ = [
     "explained",
     "find",
     "flag_cards",
+    "from_astropy",
     "literal",
     "match",
     "nearest",

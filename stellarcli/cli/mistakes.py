@@ -41,14 +41,14 @@ def _sentence(mistake: Any, context: Any, called: str) -> str:
     if kind == "NoSuchOption":
         return _no_option(mistake, context)
     if kind == "MissingParameter" and mistake.param is not None:
-        return f"{_shown(mistake.param, context)} is missing: {_help(mistake.param)}"
+        return f"{_shown(mistake.param)} is missing: {_help(mistake.param)}"
     if kind == "BadParameter" and mistake.__cause__ is not None:
-        return _bad_value(mistake, context)
+        return _bad_value(mistake)
     if found := re.match(r"No such command '(.*?)'", message):
         return str(unknown("command", found[1], context.command.commands))
     if found := re.search(r"unexpected extra arguments?.*\((.*)\)", message):
         taken = [p for p in context.command.params if p.param_type_name == "argument"]
-        names = " ".join(_shown(param, context) for param in taken) or "options only"
+        names = " ".join(_shown(param) for param in taken) or "options only"
         return f"{found[1]!r} is too much: '{called}' takes {names}."
     return message[0].lower() + message[1:]
 
@@ -60,15 +60,15 @@ def _no_option(mistake: Any, context: Any) -> str:
     return str(unknown("option", mistake.option_name, options))
 
 
-def _bad_value(mistake: Any, context: Any) -> str:
+def _bad_value(mistake: Any) -> str:
     first = mistake.__cause__.errors()[0]
     wanted = WANTED.get(first["type"], "").format(**first.get("ctx", {}))
     what = f"must be {wanted}" if wanted else f"is wrong ({first['msg']})"
-    shown = _shown(mistake.param, context)
+    shown = _shown(mistake.param)
     return f"{shown} {what}, not {first['input']!r}: {_help(mistake.param)}"
 
 
-def _shown(param: Any, context: Any) -> str:
+def _shown(param: Any) -> str:
     """Return a parameter as the help shows it: ``--output FILE``, ``PATHS...``."""
     metavar = str(param.metavar or param.name.upper())
     if param.param_type_name == "argument":

@@ -15,6 +15,16 @@ Output = Annotated[
         help="Output file; - is standard output, !FILE replaces an existing one.",
     ),
 ]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|FILE",
+        envvar="STELLAR_MODEL",
+        help="Shipped model or a file of 'stellar train'.",
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing output.")
 ]

@@ -20,16 +20,7 @@ from stellarcli.cli.reporting import (
 def predict(
     paths: options.Paths,
     output: options.Output,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FILE",
-            envvar="STELLAR_MODEL",
-            help="Shipped model or a file of 'stellar train'.",
-        ),
-    ] = "default",
+    model: options.Model = "default",
     precision: Annotated[
         str,
         typer.Option(

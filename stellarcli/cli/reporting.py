@@ -9,13 +9,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
 from stellarcli.cli.mistakes import Mistake, explain
 from stellarcli.errors import ExitStatus, StellarError
+
+if TYPE_CHECKING:
+    from stellarcli.comparison.tables import Block
 
 SHOWN = 10  # reasons listed on the terminal; the log has all of them
 
@@ -208,6 +211,51 @@ def printable(name: str) -> str:
     """Return a file name on one line that any terminal can take, ? for odd bytes."""
     text = name.encode("utf-8", "replace").decode("utf-8")
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def print_json(values: Any) -> None:
+    """Print values as JSON on standard output."""
+    typer.echo(json.dumps(_plain(values), indent=1, allow_nan=False))
+
+
+def _plain(values: Any) -> Any:
+    """Values that JSON has: NaN and infinity become null."""
+    import numpy as np
+
+    if isinstance(values, dict):
+        return {str(key): _plain(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_plain(value) for value in values]
+    if isinstance(values, np.generic):
+        values = values.item()
+    if isinstance(values, float) and not np.isfinite(values):
+        return None
+    return values
+
+
+def print_blocks(blocks: Sequence[Block]) -> None:
+    """Draw tables as wide as they are where standard output is no terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for block in blocks:
+        grid = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
+        for n, name in enumerate(block.head):
+            fixed = {"justify": "right", "no_wrap": True} if n else {"overflow": "fold"}
+            grid.add_column(Text(name), **fixed)
+        for row in block.rows:
+            grid.add_row(*map(Text, row))
+        if not console.is_terminal:
+            widest = Console(width=10_000).measure(grid).maximum
+            console.width = max(console.width, widest)
+        console.print(Text(block.title, style="bold"))
+        console.print(grid)
+        for note in block.notes:
+            console.print(Text(note, style="dim"))
+        console.print()
 
 
 def command_line() -> list[str]:

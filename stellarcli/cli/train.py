@@ -49,7 +49,8 @@ def train(
             "--model",
             "-m",
             metavar="NAME",
-            help="Architecture: resnet1d, resnetfit, scanet.",
+            help="Architecture: resnet1d, resnetfit, scanet, mkresnet; or kernel, "
+            "adaboost, kmeans, which are computed in one go.",
         ),
     ] = None,
     config: Annotated[
@@ -73,7 +74,11 @@ def train(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Label columns, such as teff,logg,feh."),
+        typer.Option(
+            metavar="NAMES",
+            help="Label columns, such as teff,logg,feh; sptype for spectral types, as "
+            "text or numbers.",
+        ),
     ] = None,
     labels: Annotated[
         str | None,
@@ -174,7 +179,15 @@ def train(
       stellar train folded.fits -o sca.safetensors -m scanet --preset paper --seeds 5
     """
     start_log(log, verbose, lines=True)
-    from stellarcli import catalog, planning, processes, provenance, sweep, training
+    from stellarcli import (
+        catalog,
+        planning,
+        processes,
+        provenance,
+        resuming,
+        sweep,
+        training,
+    )
     from stellarcli.devices import choose_device
     from stellarcli.settings import parse_grid
 
@@ -193,7 +206,7 @@ def train(
     }
     resolved = _resolve(preset, config, settings, given)
     runs = sweep.plan(resolved, seeds=seeds, grid=parse_grid(grid or []))
-    target_path = _check_output(output, runs, overwrite, resume or dry_run, quiet)
+    target_path = _check_output(output, runs, overwrite, resume or dry_run)
     catalogue = catalog.read(labels) if labels else None
     facts = provenance.facts(command_line())
     with (
@@ -206,6 +219,10 @@ def train(
         if dry_run:
             say(planning.describe(paths, runs[0].config, len(runs), catalogue))
             return
+        if world.first and not (resume or quiet):
+            for path in _models(target_path, runs):
+                if state := resuming.describe(path):
+                    say(f"{state}; it is dropped, since --overwrite starts anew.")
 
         def report(run: sweep.Run, progress: fitting.Progress) -> None:
             log_fields("epoch", run=run.tag, **_without_nan(vars(progress)))
@@ -253,9 +270,7 @@ def _resolve(
     return TrainConfig.resolve(first, *sources)
 
 
-def _check_output(
-    output: str, runs: list, overwrite: bool, keeps: bool, quiet: bool
-) -> Path:
+def _check_output(output: str, runs: list, overwrite: bool, keeps: bool) -> Path:
     """Return the path of the model; refuse what couldn't be written, or is there.
 
     A run that keeps what is there may find a model, and the state of a training.
@@ -281,14 +296,12 @@ def _check_output(
             "give --overwrite to replace, --resume to go on with an interrupted run, "
             "or another name."
         )
-    for state in filter(None, map(resuming.describe, models)):
-        if not (overwrite or keeps):
-            raise OutputExistsError(
-                f"{state}. Give --resume to go on with it, --overwrite to start anew, "
-                "or another name."
-            )
-        if not (keeps or quiet):
-            say(f"{state}; it is dropped, since --overwrite starts anew.")
+    unfinished = next(filter(None, map(resuming.describe, models)), "")
+    if unfinished and not (overwrite or keeps):
+        raise OutputExistsError(
+            f"{unfinished}. Give --resume to go on with it, --overwrite to start anew, "
+            "or another name."
+        )
     return path
 
 
@@ -366,6 +379,8 @@ def _summarise(model: checkpoint.Model, path: Path) -> None:
         for name, values in metrics.items()
     ]
     _print(("rows", "label", "MAE", "RMSE", "bias", "NMAD", "within 1σ", "n"), rows)
+    for note in facts["notes"]:
+        say(f"  {note}")
     if facts["judged_on"] == "train":
         say(
             "  too few validation rows: errors and flags are calibrated on training "

@@ -61,7 +61,7 @@ class Request:
         return Wishes(
             tuple(Assignment.parse(text, "--column") for text in self.columns),
             tuple(Assignment.parse(text, "--unit") for text in self.units),
-            tuple(name.lower() for name in self.target),
+            tuple(map(sides.label_name, self.target)),
             (
                 *(parse_bins(text)[0] for text in self.by),
                 *selection.names(self.select or ""),
@@ -273,7 +273,7 @@ def _labels(side: Side, truth: Side, request: Request, notes: list[str]) -> list
         If there is none, or one that was asked for is missing.
     """
     asked = {Assignment.parse(text, "--column").name for text in request.columns}
-    wanted = [name.lower() for name in request.target]
+    wanted = [sides.label_name(name) for name in request.target]
     for name in wanted:
         for one in (side, truth):
             if name not in one.values:
@@ -295,7 +295,10 @@ def _labels(side: Side, truth: Side, request: Request, notes: list[str]) -> list
         alone = [n for n in alone if n in (*sides.KNOWN, *asked)]
         if alone and not wanted:
             notes.append(f"only {one.name} has {', '.join(alone)}: left out")
-    return wanted or both
+    chosen = wanted or both
+    unread = [sides.unread(one, name) for one in (side, truth) for name in chosen]
+    notes += [note for note in unread if note and note not in notes]
+    return chosen
 
 
 def count_notes(pairs: Pairs, request: Request) -> list[str]:

@@ -90,7 +90,7 @@ def _measure(
     side: Side, stars: Side | None, column: str, request: Request, notes: list[str]
 ) -> dict[str, Any]:
     star, how, unknown = _star_numbers(side, stars, column, request.radius)
-    labels = [name.lower() for name in request.target] or list(side.values)
+    labels = [sides.label_name(n) for n in request.target] or list(side.values)
     missing = [name for name in labels if name not in side.values]
     if missing or not labels:
         raise UsageError(

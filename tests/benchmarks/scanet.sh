@@ -4,7 +4,7 @@
 #
 # 1. All nine networks at a sixteenth of the paper's width, three seeds each (27 runs,
 #    one and a half hours on one core), as a table of means and deviations.
-# 2. M-M-T-T at a quarter of the width, pre-trained on simulated spectra (one hour),
+# 2. M-M-T-T at an eighth of the width, pre-trained on simulated spectra (20 minutes),
 #    beside the shipped model on the same spectra.
 # Started again after an interruption, it goes on.
 set -euo pipefail
