@@ -49,7 +49,7 @@ def spectra(name, rows=ROWS):
 def settled(network, name):
     """In evaluation mode, with what it takes from spectra beside gradients."""
     network.train()
-    if hasattr(network, "fit"):
+    if models.in_one_go(name):
         flux, ivar = (array.numpy() for array in spectra(name, 16))
         network.fit(flux, ivar, flux[:, :3], seed=0)
     with torch.no_grad():
