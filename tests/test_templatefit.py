@@ -149,8 +149,12 @@ def test_settled_it_corrects_the_fit_whatever_the_network_says():
     network.settle(*spectra, encoded(scale(known)))
     spectra = normalised(fresh, 200.0, seed=5)
     with torch.no_grad():
-        own = ResNet1D.forward(network, *spectra)[0]
-        fitted = own + (network(*spectra)[0] - own) / SHARE
+        own, own_variance = ResNet1D.forward(network, *spectra)
+        mean, variance = network(*spectra)
+    fitted = own + (mean - own) / SHARE
+    spread = (SHARE * (fitted - mean) ** 2 + (1 - SHARE) * (own - mean) ** 2).numpy()
+    whole = own_variance.exp().numpy() + spread  # of a mixture with these shares
+    np.testing.assert_allclose(variance.exp().numpy(), whole, rtol=1e-3)
     off = np.abs(decoded(fitted) - scale(fresh)).mean(axis=0)
     assert (off < [25, 0.05, 0.03]).all(), off
     assert network.train()(*spectra)[0].requires_grad  # trains like a ResNet1D

@@ -112,7 +112,7 @@ class ResNetFit(ResNet1D):
         Returns
         -------
         mean, log_variance : Tensor, shape (spectrum, label)
-            In model units.
+            In model units; of the network alone until `settle`.
         """
         mean, log_variance = super().forward(flux, ivar)
         if self.training or not self.correction.solved:
@@ -120,4 +120,7 @@ class ResNetFit(ResNet1D):
         with torch.autocast(mean.device.type, enabled=False):
             found = self._fitted(flux, ivar, mean)
             fitted = found[:, : mean.shape[1]] + self.correction(found)
+            # that of a mixture: where the two disagree, neither is to be trusted
+            spread = SHARE * (1 - SHARE) * (fitted - mean).square()
+            log_variance = torch.log(log_variance.float().exp() + spread)
         return torch.lerp(mean, fitted, SHARE), log_variance
