@@ -14,7 +14,11 @@ from stellarcli.models.scanet import VARIANTS, Attention, absorb_norm
 
 # small ones of every architecture: pixels and options
 SMALL = {
+    "densenet": (256, {"width": 8, "growth": 4, "layers": (1, 1), "places": 4}),
+    "rdn": (256, {"width": 8, "growth": 8, "places": 4, "hidden": (16, 8)}),
+    "resnet": (256, {"widths": (8, 16), "blocks": 1, "places": 4}),
     "resnet1d": (256, {"widths": (8, 16), "blocks": (1, 1), "hidden": 16}),
+    "starnet": (256, {"hidden": (16, 8)}),
     "scanet": (1024, {"width": 0.125, "blocks": (1, 2, 2, 1)}),
 }
 TARGETS = {"teff": [4000.0, 6000.0], "logg": [1.0, 4.5], "feh": [-2.0, 0.5]}

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODELS = {
+    "densenet": "baselines:DenseNet",
+    "rdn": "rdn:RDN",
+    "resnet": "baselines:ResNet",
     "resnet1d": "resnet1d:ResNet1D",
     "scanet": "scanet:SCANet",
+    "starnet": "baselines:StarNet",
 }
 
 
