@@ -34,6 +34,8 @@ from stellarcli.parallel import available_cores, ordered_map
 from stellarcli.parts import Parts
 from stellarcli.preparation import CHUNK, Chunk
 from stellarcli.prepared import EXTENSION
+from stellarcli.preprocess import Recipe
+from stellarcli.velocity import SOURCES, Source
 
 PART = 16  # tasks per part: what an interrupted run loses at most
 DISAGREEMENT = 1.5  # spread of an ensemble's values over their predicted error
@@ -114,11 +116,20 @@ class Predictor:
     precision : {'auto', 'float32', 'bfloat16'}
         Of the network's trunk. ``auto`` is bfloat16 where the processor has it and the
         model file says that its values don't suffer.
+    velocity : bool
+        Give the velocity that was removed, too.
     """
 
-    def __init__(self, model: Model, device: str = "cpu", precision: str = "auto"):
+    def __init__(
+        self,
+        model: Model,
+        device: str = "cpu",
+        precision: str = "auto",
+        velocity: bool = False,
+    ):
         self.model = model
-        self.columns = catalog.columns(model.labels)
+        self.columns = catalog.columns(model.labels, velocity=velocity)
+        self.names = {column.name for column in self.columns}
         self.device = torch.device(device)
         self.unlike = model.part("novelty")
         safe = bool(model.limits.get("bfloat16_safe"))
@@ -169,8 +180,8 @@ class Predictor:
         judged = flags | self._flags(chunk, mean, variance, spread)
         values = {
             name: chunk.rows[name]
-            for name in ("objid", "file", "ra", "dec", "snr")
-            if name in chunk.rows.dtype.names
+            for name in ("objid", "file", "ra", "dec", "snr", "rv", "rv_err")
+            if name in chunk.rows.dtype.names and name in self.names
         }
         for i, label in enumerate(self.model.labels):
             error = self._error(variance, i)
@@ -265,6 +276,8 @@ class Run:
         See `Predictor`.
     exposures : bool
         Rows for single exposures where files hold them.
+    rv : str
+        Where velocities are from, see `velocity.Source`.
     workers : int
     shard : (int, int) or None
         Number of this shard, from 1, and how many there are.
@@ -276,6 +289,7 @@ class Run:
     device: str = "cpu"
     precision: str = "auto"
     exposures: bool = False
+    rv: str = "header"
     workers: int = field(default_factory=available_cores)
     shard: tuple[int, int] | None = None
     resume: bool = False
@@ -322,7 +336,9 @@ def predict(
     if run.shard and output == "-":
         raise UsageError("--shard needs a file that all shards can write, not -.")
     target = catalog.check_output(output, overwrite or continues)
-    model = _predictor(run.model, run.device, run.precision).model
+    _source(run.rv)
+    predictor = _predictor_of(run)
+    model = predictor.model
     digest = _plan(model, tasks, run)
     if continues and (finished := _finished(target, digest, tasks, model)):
         return finished
@@ -339,8 +355,9 @@ def predict(
         with parts.merging():
             header = [*cards, *_header(model, digest)]
             if parts.all_done():
-                columns = catalog.columns(model.labels)
-                catalog.write_parts(target, parts.paths(), columns, header, overwrite)
+                catalog.write_parts(
+                    target, parts.paths(), predictor.columns, header, overwrite
+                )
                 summary.count(parts.paths())
                 parts.remove()
             elif merged := _finished(target, digest, tasks, model):
@@ -357,10 +374,22 @@ def predict(
 
 
 @lru_cache(maxsize=1)
-def _predictor(model: str, device: str, precision: str) -> Predictor:
+def _predictor(
+    model: str, device: str, precision: str, velocity: bool = False
+) -> Predictor:
     """Load a model once per process; forked workers inherit it."""
     torch.set_num_threads(1)  # processes are the parallelism, and keep bits the same
-    return Predictor(checkpoint.load(model), device, precision)
+    return Predictor(checkpoint.load(model), device, precision, velocity)
+
+
+def _predictor_of(run: Run) -> Predictor:
+    return _predictor(run.model, run.device, run.precision, run.rv != "header")
+
+
+@lru_cache(maxsize=1)
+def _source(rv: str) -> Source:
+    """Read a catalogue of velocities once per process."""
+    return Source.of(rv)
 
 
 Result = tuple[np.ndarray, list, dict]
@@ -368,9 +397,15 @@ Result = tuple[np.ndarray, list, dict]
 
 def _work(task: Task, run: Run) -> Result:
     """Prepare and predict one task, in a worker."""
-    predictor = _predictor(run.model, run.device, run.precision)
-    chunk = preparation.run(task, predictor.model.recipe, exposures=run.exposures)
+    predictor = _predictor_of(run)
+    chunk = _prepare(task, predictor.model.recipe, run)
     return _infer(predictor, chunk)
+
+
+def _prepare(task: Task, recipe: Recipe, run: Run) -> Chunk:
+    return preparation.run(
+        task, recipe, exposures=run.exposures, velocities=_source(run.rv)
+    )
 
 
 def _infer(predictor: Predictor, chunk: Chunk) -> Result:
@@ -386,10 +421,8 @@ def _results(tasks: Sequence[Task], run: Run) -> Iterator[Result]:
         yield from ordered_map(partial(_work, run=run), tasks, run.workers)
         return
     # workers read and prepare; this process feeds the device
-    predictor = _predictor(run.model, run.device, run.precision)
-    prepare = partial(
-        preparation.run, recipe=predictor.model.recipe, exposures=run.exposures
-    )
+    predictor = _predictor_of(run)
+    prepare = partial(_prepare, recipe=predictor.model.recipe, run=run)
     for chunk in ordered_map(prepare, tasks, run.workers):
         yield _infer(predictor, chunk)
 
@@ -450,6 +483,7 @@ def _plan(model: Model, tasks: Sequence[Task], run: Run) -> str:
     """Digest of everything that decides about the table's values."""
     digest = hashlib.sha256()
     options = (__version__, model.sha256, run.precision, run.device, run.exposures)
+    options += (run.rv, *_content(run.rv))
     digest.update(repr(options).encode())
     identity = lru_cache(_identity)
     for task in tasks:
@@ -457,6 +491,14 @@ def _plan(model: Model, tasks: Sequence[Task], run: Run) -> str:
         table = identity(task.table) if task.table else ""
         digest.update(repr((task.paths, table, task.start, task.stop)).encode())
     return digest.hexdigest()[:16]
+
+
+def _content(rv: str) -> tuple:
+    """Size and date of a catalogue of velocities."""
+    if rv in SOURCES:
+        return ()
+    status = os.stat(rv)
+    return status.st_size, status.st_mtime_ns
 
 
 def _identity(table: str) -> str:

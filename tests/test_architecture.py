@@ -17,7 +17,7 @@ spectrum labels devices processes resuming published
 catalog metrics novelty parallel losses augmentation
 preprocess settings parts
 surveys
-prepared
+prepared velocity
 inputs
 preparation
 dataset

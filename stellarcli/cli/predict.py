@@ -39,6 +39,7 @@ def predict(
     device: options.Device = "auto",
     workers: options.Workers = None,
     exposures: options.Exposures = False,
+    rv: options.Velocity = "header",
     shard: Annotated[
         str | None,
         typer.Option(
@@ -87,6 +88,7 @@ def predict(
         device=devices.choose_device(device),
         precision=prediction.check_precision(precision),
         exposures=exposures,
+        rv=rv,
         workers=parallel.check_workers(workers),
         shard=parse_shard(shard),
         resume=resume,

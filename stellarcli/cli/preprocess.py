@@ -54,6 +54,7 @@ def preprocess(
         ),
     ] = None,
     exposures: options.Exposures = False,
+    rv: options.Velocity = "header",
     workers: options.Workers = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
@@ -70,6 +71,8 @@ def preprocess(
       stellar preprocess spectra/ -o prepared.fits --labels labels.fits
 
       stellar preprocess spectra/ -o prepared.fits --recipe scanet --figure star.png
+
+      stellar preprocess mrs/ -o prepared.fits --recipe rdn --rv measure
     """
     start_log(log, verbose)
     from stellarcli import (
@@ -79,6 +82,7 @@ def preprocess(
         parallel,
         preparation,
         provenance,
+        velocity,
     )
     from stellarcli.errors import ExitStatus, NoUsableSpectraError
 
@@ -95,6 +99,7 @@ def preprocess(
             labels=table,
             radius=radius,
             exposures=exposures,
+            velocities=velocity.Source.of(rv, radius),
             workers=parallel.check_workers(workers),
             cards=provenance.cards(command_line()),
             progress=bar.update,
