@@ -21,6 +21,8 @@ BATCH = 256  # spectra evaluated together
 ENOUGH = 50  # validation rows to judge by; below, training rows do, optimistic as it is
 LARGE_ERROR = 0.5  # of the training labels' spread: the spectrum says little
 HARMLESS = 0.1  # change by bfloat16 over predicted error
+NOISE_BINS = 5  # of validation spectra, from quiet to noisy ones
+BIN = 150  # spectra in a bin at least, else errors have one factor for all noise
 
 
 @torch.no_grad()
@@ -44,7 +46,7 @@ def combine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of an equal mixture of Gaussians.
 
-    σ² = mean(σᵢ² + μᵢ²) − μ² (RDN, eq. 10; Lakshminarayanan et al. 2017,
+    σ² = mean(σᵢ² + μᵢ²) − μ² (RDN, eq. 5; Lakshminarayanan et al. 2017,
     arXiv:1612.01474), written so that large means don't cancel.
     """
     stack = np.stack(means)
@@ -82,16 +84,84 @@ def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
         "large_error": LARGE_ERROR,
         "bfloat16_safe": _bfloat16_safe(networks, data, judge, mean, error),
     }
+    noise = _noise(data, judge)
+    truth = data.labels[judge]
+    if len(judge) >= NOISE_BINS * BIN:
+        model.limits["error_noise"] = _scale_by_noise(model, mean, error, truth, noise)
     model.training |= {
         "judged_on": "validation" if judge is held else "train",
-        "metrics": _metrics(model, mean, error, data.labels[judge]),
+        "metrics": _metrics(model, mean, error * factors(model, noise), truth),
     }
     test = data.index("test")
     if test.size:
         mean, variance = _ensemble(networks, data, test)
-        model.training["test_metrics"] = _metrics(
-            model, mean, np.sqrt(variance), data.labels[test]
-        )
+        error = np.sqrt(variance) * factors(model, _noise(data, test))
+        model.training["test_metrics"] = _metrics(model, mean, error, data.labels[test])
+
+
+def noise_of(ivar: np.ndarray) -> np.ndarray:
+    """Return the median error of each spectrum's good pixels; NaN without any.
+
+    Parameters
+    ----------
+    ivar : ndarray, shape (spectrum, pixel)
+        0 where masked.
+
+    Returns
+    -------
+    ndarray, shape (spectrum,)
+        In the unit of the prepared flux.
+    """
+    ordered = np.sort(np.where(ivar > 0, ivar, np.inf), axis=1)
+    count = (ivar > 0).sum(axis=1)
+    median = ordered[np.arange(len(ivar)), np.maximum(count - 1, 0) // 2]
+    return np.where(count > 0, 1 / np.sqrt(median), np.nan)
+
+
+def factors(model: Model, noise: np.ndarray) -> np.ndarray:
+    """Return what errors are multiplied by at a noise, beside `Model.error_scale`.
+
+    Parameters
+    ----------
+    model : Model
+    noise : ndarray, shape (spectrum,)
+        Of `noise_of`.
+
+    Returns
+    -------
+    ndarray, shape (spectrum, label)
+        1 for models without such a calibration, and without noise.
+    """
+    known = model.limits.get("error_noise")
+    if not known:
+        return np.ones((len(noise), len(model.labels)))
+    x = np.log(np.where(noise > 0, noise, 1.0))
+    at, scales = np.log(known["noise"]), np.array(known["scale"])
+    values = np.stack([np.interp(x, at, column) for column in scales.T], axis=1)
+    return np.where(np.isfinite(noise)[:, None], values, 1.0)
+
+
+def _noise(data: Dataset, index: np.ndarray) -> np.ndarray:
+    """Noise of spectra, some at a time; (spectrum,)."""
+    pieces = [index[start : start + BATCH] for start in range(0, len(index), BATCH)]
+    return np.concatenate([noise_of(data.spectra(piece)[1]) for piece in pieces])
+
+
+def _scale_by_noise(
+    model: Model,
+    mean: np.ndarray,
+    error: np.ndarray,
+    truth: np.ndarray,
+    noise: np.ndarray,
+) -> dict[str, list]:
+    """Return factors per bin of the noise and label that bring 68.27 % within 1σ."""
+    bins = np.array_split(np.argsort(noise), NOISE_BINS)
+    scales = [_error_scale(model, mean[b], error[b], truth[b]) for b in bins]
+    relative = np.array(scales) / model.error_scale
+    return {
+        "noise": [float(np.median(noise[b])) for b in bins],
+        "scale": relative.round(4).tolist(),
+    }
 
 
 def _some(index: np.ndarray, most: int) -> np.ndarray:

@@ -24,7 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stellarcli import __version__, catalog, checkpoint, models, novelty, preparation
+from stellarcli import (
+    __version__,
+    calibration,
+    catalog,
+    checkpoint,
+    models,
+    novelty,
+    preparation,
+)
 from stellarcli.catalog import BAD, FAILED, Flag
 from stellarcli.checkpoint import Model
 from stellarcli.devices import has_bfloat16, without_denormals
@@ -40,6 +48,7 @@ from stellarcli.velocity import SOURCES, Source
 PART = 16  # tasks per part: what an interrupted run loses at most
 DISAGREEMENT = 1.5  # spread of an ensemble's values over their predicted error
 PRECISIONS = ("auto", "float32", "bfloat16")
+PASSES = 10  # of every network with dropout
 WRONG = 0.3  # change of labels by bfloat16 over their errors; 0.003 where it is right
 
 log = logging.getLogger(__name__)
@@ -98,6 +107,13 @@ class Summary:
         return asdict(self)
 
 
+def check_dropout(rate: float) -> float:
+    """Return a rate from 0 to below 1, or raise `UsageError`."""
+    if not 0 <= rate < 1:
+        raise UsageError(f"--dropout must be from 0 to below 1, not {rate:g}.")
+    return rate
+
+
 def check_precision(name: str) -> str:
     """Return a name in `PRECISIONS`, or raise `UsageError`."""
     if name not in PRECISIONS:
@@ -118,6 +134,14 @@ class Predictor:
         model file says that its values don't suffer.
     velocity : bool
         Give the velocity that was removed, too.
+    dropout : float
+        Rate of dropout while predicting (Gal & Ghahramani 2016, arXiv:1506.02142);
+        each network then counts as `PASSES` members of the ensemble.
+
+    Raises
+    ------
+    UsageError
+        If the network has no dropout layers.
     """
 
     def __init__(
@@ -126,8 +150,10 @@ class Predictor:
         device: str = "cpu",
         precision: str = "auto",
         velocity: bool = False,
+        dropout: float = 0.0,
     ):
         self.model = model
+        self.dropout = dropout
         self.columns = catalog.columns(model.labels, velocity=velocity)
         self.names = {column.name for column in self.columns}
         self.device = torch.device(device)
@@ -142,7 +168,21 @@ class Predictor:
 
     def _load(self) -> list[torch.nn.Module]:
         networks = self.model.networks()
-        return [models.fused(network).to(self.device) for network in networks]
+        fused = [models.fused(network).to(self.device) for network in networks]
+        if self.dropout:
+            for network in fused:
+                self._drop(network)
+        return fused
+
+    def _drop(self, network: torch.nn.Module) -> None:
+        layers = [m for m in network.modules() if isinstance(m, torch.nn.Dropout)]
+        if not layers:
+            raise UsageError(
+                f"model {self.model.name!r} has no dropout layers; leave --dropout out."
+            )
+        for layer in layers:
+            layer.p = self.dropout
+            layer.train()
 
     def _reduce(self) -> None:
         """Let the trunks compute in bfloat16, if this machine does it right.
@@ -177,18 +217,18 @@ class Predictor:
         mean, variance, spread = self.predict(chunk.batch.flux, chunk.batch.ivar)
         flags = chunk.rows["flag"].astype(np.int32)
         failed = flags & FAILED != 0
-        judged = flags | self._flags(chunk, mean, variance, spread)
+        errors = self._errors(variance, chunk.batch.ivar)
+        judged = flags | self._flags(chunk, mean, errors, variance, spread)
         values = {
             name: chunk.rows[name]
             for name in ("objid", "file", "ra", "dec", "snr", "rv", "rv_err")
             if name in chunk.rows.dtype.names and name in self.names
         }
         for i, label in enumerate(self.model.labels):
-            error = self._error(variance, i)
             value = label.decode(mean[:, i])
             values[label.name] = np.where(failed, np.nan, value)
             values[f"{label.name}_err"] = np.where(
-                failed, np.nan, label.decode_error(mean[:, i], error)
+                failed, np.nan, label.decode_error(mean[:, i], errors[:, i])
             )
         values["flag"] = np.where(failed, flags, judged)
         return catalog.rows(self.columns, values)
@@ -214,8 +254,13 @@ class Predictor:
             torch.from_numpy(np.pad(array, padding)).to(self.device)
             for array in (flux, ivar)
         ]
-        with without_denormals():
-            outputs = [network(*tensors) for network in self.networks]
+        outputs = []
+        with without_denormals(), torch.random.fork_rng(enabled=bool(self.dropout)):
+            if self.dropout:
+                torch.manual_seed(0)  # a row must not depend on the rows before
+            for network in self.networks:
+                for _ in range(PASSES if self.dropout else 1):
+                    outputs.append(network(*tensors))
         means = torch.stack([mean.float() for mean, _ in outputs])[:, :count]
         variances = torch.stack([v.float().exp() for _, v in outputs])[:, :count]
         mean = means.mean(0)
@@ -226,14 +271,17 @@ class Predictor:
             spread.cpu().numpy(),
         )
 
-    def _error(self, variance: np.ndarray, label: int) -> np.ndarray:
-        scale = self.model.error_scale[label] if self.model.error_scale else 1.0
-        return np.sqrt(variance[:, label]) * scale
+    def _errors(self, variance: np.ndarray, ivar: np.ndarray) -> np.ndarray:
+        """Calibrated standard errors in model units, (spectrum, label)."""
+        scale = self.model.error_scale or 1.0
+        noise = calibration.noise_of(ivar)
+        return np.sqrt(variance) * scale * calibration.factors(self.model, noise)
 
     def _flags(
         self,
         chunk: Chunk,
         mean: np.ndarray,
+        errors: np.ndarray,
         variance: np.ndarray,
         spread: np.ndarray,
     ) -> np.ndarray:
@@ -243,9 +291,7 @@ class Predictor:
             value = label.decode(mean[:, i])
             low, high = label.trained
             outside |= ~((value >= low) & (value <= high))
-            large |= ~(
-                self._error(variance, i) < self.model.limits.get("large_error", np.inf)
-            )
+            large |= ~(errors[:, i] < self.model.limits.get("large_error", np.inf))
         conditions = {Flag.OUT_OF_RANGE: outside, Flag.LARGE_ERROR: large}
         if self.unlike:
             scores = novelty.score(chunk.batch.flux, chunk.batch.ivar, self.unlike)
@@ -278,6 +324,8 @@ class Run:
         Rows for single exposures where files hold them.
     rv : str
         Where velocities are from, see `velocity.Source`.
+    dropout : float
+        Rate of dropout while predicting; 0 for none.
     workers : int
     shard : (int, int) or None
         Number of this shard, from 1, and how many there are.
@@ -290,6 +338,7 @@ class Run:
     precision: str = "auto"
     exposures: bool = False
     rv: str = "header"
+    dropout: float = 0.0
     workers: int = field(default_factory=available_cores)
     shard: tuple[int, int] | None = None
     resume: bool = False
@@ -375,15 +424,20 @@ def predict(
 
 @lru_cache(maxsize=1)
 def _predictor(
-    model: str, device: str, precision: str, velocity: bool = False
+    model: str,
+    device: str,
+    precision: str,
+    velocity: bool = False,
+    dropout: float = 0.0,
 ) -> Predictor:
     """Load a model once per process; forked workers inherit it."""
     torch.set_num_threads(1)  # processes are the parallelism, and keep bits the same
-    return Predictor(checkpoint.load(model), device, precision, velocity)
+    return Predictor(checkpoint.load(model), device, precision, velocity, dropout)
 
 
 def _predictor_of(run: Run) -> Predictor:
-    return _predictor(run.model, run.device, run.precision, run.rv != "header")
+    velocity = run.rv != "header"
+    return _predictor(run.model, run.device, run.precision, velocity, run.dropout)
 
 
 @lru_cache(maxsize=1)
@@ -483,7 +537,7 @@ def _plan(model: Model, tasks: Sequence[Task], run: Run) -> str:
     """Digest of everything that decides about the table's values."""
     digest = hashlib.sha256()
     options = (__version__, model.sha256, run.precision, run.device, run.exposures)
-    options += (run.rv, *_content(run.rv))
+    options += (run.rv, *_content(run.rv), run.dropout)
     digest.update(repr(options).encode())
     identity = lru_cache(_identity)
     for task in tasks:

@@ -40,6 +40,14 @@ def predict(
     workers: options.Workers = None,
     exposures: options.Exposures = False,
     rv: options.Velocity = "header",
+    dropout: Annotated[
+        float,
+        typer.Option(
+            metavar="RATE",
+            help="Dropout while predicting, such as 0.1: every network then votes ten "
+            "times, and errors show how far the votes differ.",
+        ),
+    ] = 0.0,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -89,6 +97,7 @@ def predict(
         precision=prediction.check_precision(precision),
         exposures=exposures,
         rv=rv,
+        dropout=prediction.check_dropout(dropout),
         workers=parallel.check_workers(workers),
         shard=parse_shard(shard),
         resume=resume,
