@@ -76,6 +76,8 @@ def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
     if judge is held:
         scores.append(_scores(data, _some(held, most), unlike))
     novelty.calibrate(unlike, np.concatenate(scores))
+    for name in ("mean", "components"):
+        unlike[name] = unlike[name].astype(np.float16)  # they have no more digits
     model.state |= {f"novelty.{key}": value for key, value in unlike.items()}
     mean, variance = _ensemble(networks, data, judge)
     error = np.sqrt(variance)

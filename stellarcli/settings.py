@@ -51,6 +51,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "average": 0.0,
             "validation": 0.1,
         },
+        "rdn": {
+            "loss": "nll",
+            "epochs": 30,
+            "batch_size": 256,
+            "members": 6,
+            "test": 0.2,
+            "validation": 0.1,
+        },
     },
 }
 

@@ -44,7 +44,7 @@ def train(
             "--model",
             "-m",
             metavar="NAME",
-            help="Architecture: resnet1d, scanet.",
+            help="Architecture: resnet1d, scanet, rdn, resnet, densenet, starnet.",
         ),
     ] = None,
     config: Annotated[
