@@ -76,8 +76,6 @@ SPECIES: dict[str, tuple[float, float, float, float]] = {
 }
 NAMES = tuple(SPECIES)
 _IONISATION, _ATOM, _ION, _SUN = np.array(list(SPECIES.values())).T
-ALPHA = ("O", "Na", "Mg", "Si", "S", "Ca", "Ti")  # of which, those that aren't labels
-IRON_LIKE = tuple(name for name in NAMES if name not in ("H", *ELEMENTS, "Fe"))
 
 # dissociation energy in eV, rotation and vibration constants in cm⁻¹, statistical
 # weight, symmetry number (Huber & Herzberg 1979)
