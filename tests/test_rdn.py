@@ -40,7 +40,7 @@ def head(inputs, *sizes):
 def test_rdn_has_the_weights_that_its_structure_says(blocks):
     units = sum(weights(32 + 16 * n, 16) + weights(16, 16, 3) for n in range(3))
     block = units + weights(32 + 3 * 16, 32)
-    shallow = weights(1, 32, 9) + weights(32, 32, 3)
+    shallow = weights(1, 32, 17) + weights(32, 32, 3)
     fusion = weights(32 * blocks, 32) + weights(32, 32, 3)
     connected = head(2 * 32 * 64, 128, 64, 2 * 17)
     network = on_meta(blocks=blocks)
@@ -51,11 +51,11 @@ def test_rdn_has_the_weights_that_its_structure_says(blocks):
 
 
 def test_multiply_adds_of_rdn_are_those_of_its_layers():
-    # 4401 pixels in steps of 4 are 1101 positions, in steps of 2 551
-    shallow = 1101 * 9 * 32 + 551 * 32 * 32 * 3
+    # 4401 pixels in steps of 8 are 551 positions, in steps of 2 276
+    shallow = 551 * 17 * 32 + 276 * 32 * 32 * 3
     units = sum((32 + 16 * n) * 16 + 16 * 16 * 3 for n in range(3))
-    block = 551 * (units + 80 * 32)
-    fusion = 551 * (3 * 32 * 32 + 32 * 32 * 3)
+    block = 276 * (units + 80 * 32)
+    fusion = 276 * (3 * 32 * 32 + 32 * 32 * 3)
     connected = 4096 * 128 + 128 * 64 + 64 * 34
     expected = 2 * (shallow + 3 * block + fusion) + connected
     assert architectures.count("rdn", NETWORKS["n=3"])[1] == expected
@@ -115,7 +115,7 @@ def by_hand(network, flux):
         return functional.conv1d(x, weight, bias, stride, weight.shape[2] // 2)
 
     x = (flux - 0.5).unsqueeze(1)
-    shallow = conv("shallow.2", functional.relu(conv("shallow.0", x, 4)), 2)
+    shallow = conv("shallow.2", functional.relu(conv("shallow.0", x, 8)), 2)
     previous, outputs = shallow, []
     for block in range(len(network.trunk[0].blocks)):
         dense = [previous]

@@ -7,10 +7,11 @@ connected layers to a mean and a variance per label. Each arm has a branch of it
 the fully connected layers see both.
 
 Where the paper is silent: 32 channels and a growth rate of 16; the two first
-convolutions have steps of 4 pixels and 2, since the recipe's pixels are a seventh of
-the instrument's resolution; the pooling leaves 64 places per arm, because a mean over
-the whole arm couldn't tell lines apart; ReLU follows both convolutions of a unit.
-Average pooling is linear, so the shallow features join before it rather than after.
+convolutions have steps of 8 pixels and 2, since seven of the recipe's pixels are one
+element of the instrument's resolution; the pooling leaves 64 places per arm, because a
+mean over the whole arm couldn't tell lines apart; ReLU follows both convolutions of a
+unit. Average pooling is linear, so the shallow features join before it rather than
+after.
 
 Convolutions are two-dimensional with height one, as in `resnet1d`.
 """
@@ -174,7 +175,7 @@ class RDN(nn.Module):
         width: int = 32,
         growth: int = 16,
         arms: int = 2,
-        strides: Sequence[int] = (4, 2),
+        strides: Sequence[int] = (8, 2),
         places: int = 64,
         hidden: Sequence[int] = (128, 64),
         noise: bool = False,
