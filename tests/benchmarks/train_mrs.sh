@@ -3,8 +3,9 @@
 #     tests/benchmarks/train_mrs.sh WORK_DIRECTORY [STARS [EPOCHS]]
 #
 # On one core and with the defaults about an hour: 5 minutes of simulation, 3 to 10 for
-# each network, of which the ensemble has six. All networks learn from the same simulated stars; the last commands measure on 1200
-# others with S/N 10 to 200. What is there already is kept: an interrupted run goes on.
+# each network, of which the ensemble has six. All learn from the same simulated stars;
+# the last commands measure on 1200 others with S/N 10 to 200. What is there already is
+# kept: an interrupted run goes on.
 set -euo pipefail
 work=$1 stars=${2:-5000} epochs=${3:-30}
 here=$(realpath "$(dirname "$0")")
