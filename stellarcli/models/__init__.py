@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODELS = {
-    "densenet": "baselines:DenseNet",
+    "densenet": "compared:DenseNet",
     "rdn": "rdn:RDN",
-    "resnet": "baselines:ResNet",
+    "resnet": "compared:ResNet",
     "resnet1d": "resnet1d:ResNet1D",
     "scanet": "scanet:SCANet",
-    "starnet": "baselines:StarNet",
+    "starnet": "compared:StarNet",
 }
 
 
