@@ -142,6 +142,16 @@ ARCHITECTURES = {
             "the paper's choice."
         ),
     ),
+    "mkresnet": Architecture(
+        title="MK ResNet",
+        source="Wang et al. 2021, which prints no parameters, multiply-adds or times",
+        pixels=3738,
+        labels=1,
+        networks=tuple(
+            Published(f"kernel {kernel}", "", {"kernel": kernel})
+            for kernel in (5, 3, 7, 9)
+        ),
+    ),
 }
 
 

@@ -31,7 +31,7 @@ def predict_encoded(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and log variance in model units, each (spectrum, label)."""
     network.eval()
-    device = next(network.parameters()).device
+    device = next(iter(network.state_dict().values())).device
     outputs = []
     for start in range(0, max(1, len(index)), BATCH):
         spectra = data.spectra(index[start : start + BATCH])

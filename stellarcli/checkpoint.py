@@ -181,24 +181,38 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
+def models_directory() -> Path:
+    """Return where ``stellar fetch model`` puts models; it need not exist."""
+    if folder := os.environ.get("STELLAR_MODELS"):
+        return Path(folder)
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "stellar" / "models"
+
+
+def fetched() -> dict[str, Path]:
+    """Return the model files in `models_directory`, by name."""
+    found = sorted(models_directory().glob("[!.]*.safetensors"))
+    return {path.stem: path for path in found}
+
+
 def find(name: str) -> Path:
-    """Return the path of a shipped model's name, or of a model file.
+    """Return the path of a shipped or fetched model's name, or of a model file.
 
     Raises
     ------
     UsageError
         If there is neither.
     """
-    if name in shipped():
-        return shipped()[name]
+    if name in (known := fetched() | shipped()):
+        return known[name]
     if Path(name).is_file():
         return Path(name)
     if Path(name).suffix == ".safetensors" or "/" in name:
         raise UsageError(
             f"model file '{name}' doesn't exist. Give a file that 'stellar train' "
-            f"wrote, or a shipped model: {', '.join(shipped())}."
+            f"wrote, or a shipped model: {', '.join(known)}.{catalog.nearest(name)}"
         )
-    raise unknown("model", name, shipped())
+    raise UsageError(f"{unknown('model', name, known)}{catalog.nearest(name)}")
 
 
 def find_recipe(name: str) -> Recipe:

@@ -22,7 +22,7 @@ BINS = 30
 
 
 def draw(model: Model, labels: dict[str, dict[str, np.ndarray]], output: Path) -> None:
-    """Draw losses and errors against epochs, and the label distributions.
+    """Draw losses and errors against epochs, if there were any, and the labels.
 
     Parameters
     ----------
@@ -34,19 +34,22 @@ def draw(model: Model, labels: dict[str, dict[str, np.ndarray]], output: Path) -
         png, pdf or svg.
     """
     history = model.training["history"]
-    rows = len(model.labels) + 1
+    rows = len(model.labels) + bool(history)
     with canvas(str(output), ROW * rows + 0.3) as figure:
         figure.set_layout_engine("constrained")
         grid = figure.add_gridspec(rows, 2)
-        axes = figure.add_subplot(grid[0, :])
-        _losses(axes, history)
-        axes.set(xlabel="Epoch", ylabel=f"Loss ({model.training['config']['loss']})")
-        for row, label in enumerate(model.labels, start=1):
+        if history:
+            axes = figure.add_subplot(grid[0, :])
+            _losses(axes, history)
+            loss = model.training["config"]["loss"]
+            axes.set(xlabel="Epoch", ylabel=f"Loss ({loss})")
+        for row, label in enumerate(model.labels, start=bool(history)):
             unit = f" ({label.unit})" if label.unit else ""
-            axes = figure.add_subplot(grid[row, 0])
-            _errors(axes, history, label.name)
-            axes.set(xlabel="Epoch", ylabel=f"MAE of {label.name}{unit}")
-            axes = figure.add_subplot(grid[row, 1])
+            if history:
+                axes = figure.add_subplot(grid[row, 0])
+                _errors(axes, history, label.name)
+                axes.set(xlabel="Epoch", ylabel=f"MAE of {label.name}{unit}")
+            axes = figure.add_subplot(grid[row, 1 if history else slice(None)])
             _distribution(axes, {part: v[label.name] for part, v in labels.items()})
             axes.set(xlabel=f"{label.name}{unit}", ylabel="Spectra")
         figure.align_ylabels()

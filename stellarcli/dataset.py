@@ -2,108 +2,25 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import logging
-import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from stellarcli import catalog
+from stellarcli import catalog, sptype
 from stellarcli.errors import UsageError, unknown
+from stellarcli.labels import SUBTYPE_COLUMNS
 from stellarcli.prepared import PreparedTable, recipe_difference
+from stellarcli.selection import select
 from stellarcli.settings import TrainConfig
 
 PARTS = ("train", "validation", "test")
 JOIN_RADIUS = 3.0  # arcsec
 SKY = ("ra", "dec")
 log = logging.getLogger(__name__)
-
-_COMPARE = {
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-}
-_COMBINE = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-
-
-def select(expression: str, column: Callable[[str], np.ndarray]) -> np.ndarray:
-    """Evaluate a row selection such as ``"snrg > 25 and 3786 < teff < 8400"``.
-
-    Parameters
-    ----------
-    expression : str
-        Comparisons of columns, numbers and 'strings', joined by and, or, not, with
-        + - * / and parentheses. A bare column is true where it isn't zero.
-    column : callable
-        Returns the column of a name.
-
-    Returns
-    -------
-    ndarray of bool
-
-    Raises
-    ------
-    UsageError
-        If the expression can't be parsed, uses anything else, or compares text with
-        numbers.
-    """
-    try:
-        tree = ast.parse(expression.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise UsageError(
-            f"selection {expression!r} can't be read at character {error.offset}. "
-            'Write it like "snrg > 25 and 3786 < teff < 8400".'
-        ) from None
-
-    def value(node: ast.expr) -> np.ndarray:
-        if isinstance(node, ast.BoolOp):
-            parts = [value(part).astype(bool) for part in node.values]
-            join = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
-            return join.reduce(parts)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            return ~value(node.operand).astype(bool)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -value(node.operand)
-        if isinstance(node, ast.BinOp) and type(node.op) in _COMBINE:
-            return _COMBINE[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.Compare):
-            sides = [value(side) for side in (node.left, *node.comparators)]
-            tests = [
-                _COMPARE[type(op)](left, right)
-                for op, left, right in zip(node.ops, sides, sides[1:], strict=False)
-                if type(op) in _COMPARE
-            ]
-            if len(tests) == len(node.ops):
-                return np.logical_and.reduce(tests)
-        if isinstance(node, ast.Name):
-            return column(node.id)
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):
-            return np.asarray(node.value)
-        raise UsageError(
-            f"selection {expression!r}: {ast.unparse(node)!r} is not allowed. Use "
-            "columns, numbers, comparisons, and, or, not."
-        )
-
-    try:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(value(tree)).astype(bool)
-    except (TypeError, ValueError):  # NumPy's, for text beside numbers
-        raise UsageError(
-            f"selection {expression!r} mixes text and numbers; write text in quotes, "
-            "and compare it with columns of text only."
-        ) from None
 
 
 def split_by_hash(
@@ -167,6 +84,8 @@ class Dataset:
         Standard errors of the labels; 0 where none are known.
     star : ndarray of int, shape (spectrum,)
         Equal for spectra of one star.
+    notes : list of str
+        What the user should know about the labels.
     """
 
     tables: list[PreparedTable]
@@ -177,6 +96,7 @@ class Dataset:
     objid: np.ndarray
     errors: np.ndarray
     star: np.ndarray
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Return the number of spectra."""
@@ -191,7 +111,7 @@ class Dataset:
         arrays = {
             f.name: getattr(self, f.name)[index]
             for f in fields(self)
-            if f.name != "tables"
+            if f.name not in ("tables", "notes")
         }
         return replace(self, **arrays)
 
@@ -250,16 +170,15 @@ def load(
     tables = [PreparedTable(path) for path in paths]
     _check_alike(tables)
     matcher = catalog.Matcher(catalogue.rows, JOIN_RADIUS) if catalogue else None
-    pieces = [
-        _piece(number, _Columns(table, catalogue, matcher), config)
-        for number, table in enumerate(tables)
-    ]
+    sources = [_Columns(table, catalogue, matcher) for table in tables]
+    pieces = [_piece(number, source, config) for number, source in enumerate(sources)]
     columns = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
     if not columns["row"].size:
         raise _nothing_left(config)
     star = same_star(columns["objid"], columns.pop("ra"), columns.pop("dec"))
     part = _parts(columns.pop("group"), columns.pop("split"), star, config)
-    data = Dataset(tables=tables, star=star, part=part, **columns)
+    notes = [note for source in sources for note in source.notes]
+    data = Dataset(tables=tables, star=star, part=part, notes=notes, **columns)
     data = _separated(data)
     if not data.index("train").size:
         raise _nothing_left(config)
@@ -304,6 +223,7 @@ class _Columns:
         matcher: catalog.Matcher | None,
     ):
         self.table, self.catalogue = table, catalogue
+        self.notes: list[str] = []
         if matcher is not None:
             self.found = matcher(table.rows()).index
             if not (self.found >= 0).any():
@@ -321,10 +241,12 @@ class _Columns:
         if not self.has(name):
             valid = [*self.table.names]
             where = f"'{self.table.path}'"
+            hint = " Columns of another table are joined with --labels CATALOGUE."
             if self.catalogue:
                 valid += self.catalogue.rows.dtype.names
-                where += f" or {self.catalogue.name}"
-            raise unknown(f"column of {where}", name, dict.fromkeys(valid))
+                where, hint = f"{where} or {self.catalogue.name}", ""
+            error = unknown(f"column of {where}", name, dict.fromkeys(valid))
+            raise UsageError(f"{error}{hint}")
         return self.table.column(name)
 
     def _joined(self, key: str) -> np.ndarray:
@@ -351,17 +273,30 @@ class _Columns:
     def numbers(self, name: str) -> np.ndarray:
         """Return a column as float64.
 
+        A spectral type is taken from any of `SUBTYPE_COLUMNS` where there is none of
+        that name, and may be text; it is NaN where it can't be read.
+
         Raises
         ------
         UsageError
-            If it is text.
+            If it is other text.
         """
+        if name.lower() in SUBTYPE_COLUMNS and not self.known(name):
+            name = next(filter(self.known, SUBTYPE_COLUMNS), name)
         values = self(name)
+        if values.dtype.kind == "U" and name.lower() in SUBTYPE_COLUMNS:
+            if note := sptype.unread(values):
+                self.notes.append(f"'{self.table.path}', column {name}: {note}")
+            return sptype.numbers(values)
         if values.dtype.kind not in "fiub" or values.ndim > 1:
             raise UsageError(
                 f"column {name!r} of '{self.table.path}' isn't one number per spectrum."
             )
         return values.astype(np.float64)
+
+    def known(self, name: str) -> bool:
+        """Say whether the table or the catalogue has a column."""
+        return self.has(name) or bool(self.catalogue and self.catalogue.find(name))
 
     def has(self, name: str) -> bool:
         """Say whether the table has a column."""

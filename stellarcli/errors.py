@@ -7,6 +7,7 @@
     │   └── OutputExistsError 2   the output is there already
     ├── ModelFileError        1   a model file is damaged, or newer than this program
     ├── AuthenticationError   4   an archive wants a token
+    ├── FetchError            1   one file can't be fetched; a failed row among others
     ├── NoUsableSpectraError  64  not one input gave a value
     └── SpectrumError         –   one input can't be read: a flagged row, never the end
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 
 class ExitStatus(IntEnum):
@@ -30,6 +31,17 @@ class ExitStatus(IntEnum):
     AUTHENTICATION = 4  # an archive refused access
     NO_SPECTRA = 64  # no usable spectra
     INTERRUPTED = 130  # Ctrl-C; finished parts kept (143 by SIGTERM, 129 by SIGHUP)
+
+
+class Trouble(Enum):
+    """Kinds of trouble with an archive, by what follows from them."""
+
+    PASSING = "passing"  # the network, a busy or faulty server: tried again
+    DAMAGED = "damaged"  # what came is no whole file, or another one: tried again
+    ANSWER = "answer"  # the archive says no in its own words: asked again, less often
+    LOGIN = "login"  # a login page or a refusal: tried again, a token may be missing
+    ABSENT = "absent"  # there is no such file: another address may have it
+    REFUSED = "refused"  # what no honest archive does: not tried again
 
 
 class StellarError(Exception):
@@ -56,6 +68,25 @@ class AuthenticationError(StellarError):
     """An archive asks for a token, or refuses the one it got."""
 
     exit_status = ExitStatus.AUTHENTICATION
+
+
+class FetchError(StellarError):
+    """One file can't be fetched; where there are others, its row has failed.
+
+    Parameters
+    ----------
+    reason : str
+        In one sentence, without the address.
+    kind : Trouble
+        What follows from it.
+    wait : float
+        Seconds after which the archive wants to be asked again; 0 if it said nothing.
+    """
+
+    def __init__(self, reason: str, kind: Trouble = Trouble.PASSING, wait: float = 0.0):
+        super().__init__(reason)
+        self.kind = kind
+        self.wait = wait
 
 
 class NoUsableSpectraError(StellarError):
@@ -86,6 +117,7 @@ def unknown(kind: str, value: str, valid: Iterable[str]) -> UsageError:
         Names the value, the nearest valid one and all valid ones.
     """
     names = list(valid)
-    near = get_close_matches(str(value), names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    small = {name.lower(): name for name in names}
+    near = get_close_matches(str(value).lower(), small, n=1)
+    hint = f" Did you mean {small[near[0]]!r}?" if near else ""
     return UsageError(f"unknown {kind} {value!r}.{hint} Valid: {', '.join(names)}.")

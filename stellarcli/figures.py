@@ -12,13 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stellarcli import catalog, surveys
-from stellarcli.errors import (
-    NoUsableSpectraError,
-    OutputExistsError,
-    SpectrumError,
-    UsageError,
-)
+from stellarcli.errors import NoUsableSpectraError, SpectrumError, UsageError
 from stellarcli.folding import Image, Shape, read_image
+from stellarcli.labels import ELEMENTS
 from stellarcli.preprocess import STEPS, Batch, Recipe
 from stellarcli.spectrum import PixelMask, Spectrum
 
@@ -48,6 +44,8 @@ STYLE = {
     "svg.hashsalt": "stellar",  # equal figures are equal files
     "pdf.fonttype": 42,
 }
+SYMBOLS = {"teff": r"$T_\mathrm{eff}$", "logg": r"$\log\,g$"}
+SYMBOLS |= {f"{element.lower()}h": f"[{element}/H]" for element in ELEMENTS}
 UNDATED = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 NORMALISED = {  # label of the flux axis after the last of these steps
@@ -83,10 +81,7 @@ def check_output(path: str, overwrite: bool = True) -> str:
             f"name it *{', *'.join(ENDINGS)}."
         )
     catalog.check_directory(path)
-    if os.path.exists(path) and not overwrite:
-        raise OutputExistsError(
-            f"{path} exists; give --overwrite to replace it, or another name."
-        )
+    catalog.check_absent(path, overwrite)
     return path
 
 
@@ -116,7 +111,7 @@ def before_and_after(
         If none can be read.
     """
     check_output(output)
-    spectrum = _first(paths) if row is None else _chosen(paths, row)
+    spectrum = _first(paths) if row is None else read_row(paths, row)
     prepared, level = _prepare(recipe, spectrum)
     unity = [Piece(np.array([1.0, 1e6]), np.ones(2), np.ones(2, dtype=bool))]
     divisor = _divisor(recipe)
@@ -126,7 +121,7 @@ def before_and_after(
         _label(upper, "Wavelength (Å, vacuum)", RAW)
         after = _pieces(prepared), unity if divisor else []
         lower = _draw(figure, (0.095, 0.455), *after, divisor)
-        _label(lower, _wavelength_label(recipe, spectrum), _flux_label(recipe))
+        _label(lower, _wavelength_label(recipe, spectrum), flux_label(recipe))
         _note(lower[0], f"recipe {recipe.name}")
         figure.suptitle(_title(spectrum), y=0.985, fontsize=7, parse_math=False)
 
@@ -159,7 +154,20 @@ def _first(paths: Sequence[str]) -> Spectrum:
     )
 
 
-def _chosen(paths: Sequence[str], row: int) -> Spectrum:
+def read_row(paths: Sequence[str], row: int) -> Spectrum:
+    """Read one of many files.
+
+    Parameters
+    ----------
+    paths : sequence of str
+    row : int
+        Which one, counted from 0.
+
+    Raises
+    ------
+    UsageError
+        If there is no such one, or it can't be read.
+    """
     if not 0 <= row < len(paths):
         raise UsageError(
             f"there is no input {row} to draw; inputs are counted from 0 to "
@@ -348,7 +356,8 @@ def _printable(text: str) -> str:
     return text.encode("ascii", "replace").decode()
 
 
-def _flux_label(recipe: Recipe) -> str:
+def flux_label(recipe: Recipe) -> str:
+    """Label of the flux axis after a recipe."""
     names = [NORMALISED[s.name] for s in recipe.steps if s.name in NORMALISED]
     return names[-1] if names else RAW
 
@@ -405,7 +414,7 @@ def folded(source: str, shape: Shape | None, row: int, output: str) -> None:
             interpolation="nearest",
         )
         bar = figure.colorbar(picture, ax=axes, extend="both", pad=0.03)
-        bar.set_label(_flux_label(image.recipe))
+        bar.set_label(flux_label(image.recipe))
         _label_rows(axes, image.wavelength)
         rest = image.recipe.parameters("rest_frame") is not None
         frame = "vacuum, rest frame" if rest else "vacuum"

@@ -79,8 +79,17 @@ def encode(fitted: list[Label], data: Dataset) -> tuple[Tensor, Tensor]:
     )
 
 
+def fit_in_one_go(
+    network: nn.Module, data: Dataset, fitted: list[Label], seed: int
+) -> None:
+    """Fit a model that needs no descent, on all training spectra at once."""
+    index = data.index("train")
+    truth, _ = encode(fitted, data)
+    network.fit(*data.spectra(index), truth[index].numpy(), seed)
+
+
 class Fitter:
-    """Fit one network.
+    """Fit one network by gradient descent.
 
     Parameters
     ----------

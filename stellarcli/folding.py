@@ -22,12 +22,13 @@ from stellarcli.prepared import (
     PreparedTable,
     PreparedWriter,
     new_file,
+    write_comments,
     write_primary,
     write_wavelength,
     writing,
 )
 from stellarcli.preprocess import Batch, Recipe, fold, unfold
-from stellarcli.preprocess.fold import check_shape
+from stellarcli.preprocess.fold import check_shape, shapes
 from stellarcli.provenance import Card
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ CUBES = ("IMAGES", "IVAR_IMAGES")  # of the vectors FLUX, IVAR
 BLOCK_PIXELS = 1 << 22  # read and written at a time
 
 Shape = tuple[int, int]
+# primary cards but those about the file itself; units and comments by column
+Carried = tuple[list[Card], dict[str, str], dict[str, str]]
 
 # cards that a new file gets anew
 _OWN = ("SIMPLE", "BITPIX", "NAXIS", "EXTEND", "CHECKSUM", "DATASUM", "RECIPE", "FOLD")
@@ -64,6 +67,24 @@ def parse_shape(text: str | None) -> Shape | None:
     return shape
 
 
+def choose_shape(source: str, shape: Shape | None = None) -> Shape:
+    """Settle the shape of a prepared table's images.
+
+    Parameters
+    ----------
+    source : str
+    shape : (int, int), optional
+        Rows and columns that are wanted; by default the recipe's, else `DEFAULT_SHAPE`
+        where that fits, else the one nearest to a square.
+
+    Raises
+    ------
+    UsageError
+        As `fold_table`; names the shapes that fit.
+    """
+    return _foldable(source, shape)[1]
+
+
 def fold_table(source: str, output: str, shape: Shape | None = None) -> int:
     """Fold the spectra of a prepared table into images.
 
@@ -74,7 +95,7 @@ def fold_table(source: str, output: str, shape: Shape | None = None) -> int:
     output : str
         FITS file, ``-`` for standard output. It appears when it is whole.
     shape : (int, int), optional
-        Rows and columns; by default the recipe's, or `DEFAULT_SHAPE`.
+        Rows and columns; by default as `choose_shape` does.
 
     Returns
     -------
@@ -90,7 +111,7 @@ def fold_table(source: str, output: str, shape: Shape | None = None) -> int:
         If the file can't be written.
     """
     table, shape = _foldable(source, shape)
-    cards, units = _header(source)
+    cards, units, comments = _header(source)
     shown = (f"{shape[0]}x{shape[1]}", "rows x columns of the images, S-shaped fold")
     with new_file(output) as file, writing(output):
         write_primary(file, table.recipe, [*cards, ("FOLD", *shown)])
@@ -99,6 +120,7 @@ def fold_table(source: str, output: str, shape: Shape | None = None) -> int:
             units=[units.get(name, "") for name in table.names],
             extname=EXTENSION,
         )
+        write_comments(file[EXTENSION], comments)
         for part in _blocks(len(table), table.pixels):
             file[EXTENSION].append(table.rows(part))
         for number, name in enumerate(CUBES):
@@ -134,7 +156,7 @@ def unfold_table(source: str, output: str) -> int:
     """
     with (
         open_folded(source) as table,
-        PreparedWriter(output, table.recipe, table.cards, table.units) as writer,
+        PreparedWriter(output, table.recipe, *table.carried) as writer,
     ):
         wavelength = unfold(table.wavelength)
         for part in _blocks(len(table), wavelength.size):
@@ -212,17 +234,14 @@ class FoldedTable:
     ----------
     file : fitsio.FITS
     recipe : Recipe
-    cards : list of (name, value, comment)
-        Of the primary header, without those about the file itself.
-    units : dict of str
-        By column name.
+    carried : tuple
+        What another form of the table keeps, see `Carried`.
     wavelength : ndarray of float64, shape (row, column)
     """
 
     file: fitsio.FITS
     recipe: Recipe
-    cards: list[Card]
-    units: dict[str, str]
+    carried: Carried
     wavelength: np.ndarray
 
     def __len__(self) -> int:
@@ -262,7 +281,7 @@ def open_folded(path: str) -> Iterator[FoldedTable]:
                 )
             recipe = Recipe.from_json(file[0].read_header()["RECIPE"])
             wavelength = file["WAVELENGTH"].read()
-            yield FoldedTable(file, recipe, *_carried(file), wavelength)
+            yield FoldedTable(file, recipe, _carried(file), wavelength)
     except BrokenPipeError:
         raise  # of the output
     except OSError as error:
@@ -282,21 +301,25 @@ def _foldable(source: str, shape: Shape | None) -> tuple[PreparedTable, Shape]:
             "spectrum's own sampling, and images need common wavelengths. Prepare it "
             "with a recipe that has a 'resample' step, such as scanet."
         )
-    shape = shape or table.recipe.image_shape or DEFAULT_SHAPE
+    shape = shape or table.recipe.image_shape
+    if shape is None:
+        fitting = shapes(table.pixels)
+        keep = DEFAULT_SHAPE in fitting or not fitting
+        shape = DEFAULT_SHAPE if keep else fitting[0]
     check_shape(shape, table.pixels)
     return table, shape
 
 
-def _header(path: str) -> tuple[list[Card], dict[str, str]]:
-    """Cards and units of a table that is known to be readable."""
+def _header(path: str) -> Carried:
+    """Read what is carried over from a table that is known to be readable."""
     import fitsio
 
     with catalog.literal(path) as plain, fitsio.FITS(plain) as file:
         return _carried(file)
 
 
-def _carried(file: fitsio.FITS) -> tuple[list[Card], dict[str, str]]:
-    """Cards and units of columns that another form of the table keeps."""
+def _carried(file: fitsio.FITS) -> Carried:
+    """Cards, units and comments of columns that another form of the table keeps."""
     cards = [
         (card["name"], card["value"], card["comment"])
         for card in file[0].read_header().records()
@@ -305,8 +328,15 @@ def _carried(file: fitsio.FITS) -> tuple[list[Card], dict[str, str]]:
     ]
     header = file[EXTENSION].read_header()
     names = file[EXTENSION].get_colnames()
-    units = {name: header.get(f"TUNIT{n}") for n, name in enumerate(names, start=1)}
-    return cards, {name: unit for name, unit in units.items() if unit}
+    units, comments = (
+        {
+            name: text
+            for n, name in enumerate(names, start=1)
+            if (text := header.get(f"{key}{n}"))
+        }
+        for key in ("TUNIT", "TCOMM")
+    )
+    return cards, units, comments
 
 
 def _blocks(rows: int, pixels: int) -> Iterator[slice]:

@@ -9,7 +9,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +27,7 @@ PATH_COLUMNS = {name.encode() for name in catalog.FILES}
 BLOCK = 2880  # bytes; the recipe is in a prepared table's first one
 HEAD = 1 << 14  # bytes looked at to tell a catalogue from a spectrum
 NAXIS_CARD = slice(160, 240)  # third card of every FITS file
+OWN_TABLE = b"EXTNAME = 'CATALOGUE'"
 COLUMN_CARD = re.compile(rb"TTYPE\d+ *= *'([^']*)'")
 
 
@@ -54,8 +55,16 @@ class Task:
         return len(self.paths) or self.stop - self.start
 
 
-def expand(arguments: Sequence[str], output: str = "") -> list[str]:
+def expand(
+    arguments: Sequence[str],
+    output: str = "",
+    note: Callable[[str], None] = lambda text: None,
+) -> list[str]:
     """Turn arguments into paths of spectra and prepared tables.
+
+    A catalogue with a column of paths is a list of inputs where it can be meant as
+    one: alone, as ``@catalogue``, with rows selected, or on standard input. Among other
+    inputs it is left out: often it is what an earlier run wrote beside its spectra.
 
     Parameters
     ----------
@@ -66,25 +75,45 @@ def expand(arguments: Sequence[str], output: str = "") -> list[str]:
     output : str
         Left out where a directory or a glob brings it up: an earlier output is no
         spectrum.
+    note : callable
+        Told, in a line of text, which lists were followed and what was left out.
 
     Returns
     -------
     list of str
-        In the order given. A file that doesn't exist stays in: it becomes a row.
+        In the order given. A file that doesn't exist stays in, and becomes a row, if it
+        is listed somewhere or another input exists.
 
     Raises
     ------
     UsageError
-        If a list or catalogue can't be read, or nothing is left.
+        If a list or catalogue can't be read, nothing is left, or none of `arguments`
+        exists.
     """
     own = os.path.abspath(output.removeprefix("!")) if output else ""
-    paths = [path for argument in arguments for path in _expand(argument, own)]
+    paths: list[str] = []
+    left_out: list[str] = []
+    for argument in arguments:
+        if argument == "-":
+            paths += _from_pipe(note)
+        elif _is_list(argument, alone=len(arguments) == 1):
+            paths += _listed(argument.removeprefix("@"), note)
+        else:
+            for path in _found(argument, own):
+                (left_out if kind(path) == "catalogue" else paths).append(path)
+    if left_out:
+        note(_about_catalogues(left_out))
     if not paths:
         raise UsageError(
             f"no spectra in {', '.join(map(repr, arguments))}: a directory must hold "
             f"files ending in {', '.join(SPECTRUM_ENDINGS)}, a list or catalogue at "
             "least one path."
         )
+    if paths == list(arguments) and all(map(_is_missing, paths)):
+        what = f"there is no '{paths[0]}'"
+        if paths[1:]:
+            what = f"none of the {len(paths)} inputs exists, not even '{paths[0]}'"
+        raise UsageError(f"{what}; check the name.{catalog.nearest(paths[0])}")
     return paths
 
 
@@ -125,9 +154,9 @@ def kind(path: str) -> str:
     Returns
     -------
     {'prepared', 'catalogue', 'spectrum'}
-        A prepared table, a table with a column of paths, or anything else: a spectrum,
-        or what its reader shall complain about. Compressed FITS files and pipes are
-        taken for spectra unseen.
+        A prepared table; a table with a column of paths, or that this program wrote;
+        or anything else: a spectrum, or what its reader shall complain about.
+        Compressed FITS files and pipes are taken for spectra unseen.
     """
     if path.lower().endswith(".gz"):
         return "spectrum"
@@ -154,8 +183,8 @@ def _kind(path: str, inode: int, time: int) -> str:
     blocks = range(BLOCK, len(head), BLOCK)
     table = next((n for n in blocks if head.startswith(b"XTENSION", n)), len(head))
     columns = {name.strip().lower() for name in COLUMN_CARD.findall(head, table)}
-    paths = columns & PATH_COLUMNS and b"flux" not in columns
-    return "catalogue" if paths else "spectrum"
+    listing = columns & PATH_COLUMNS or head.find(OWN_TABLE, table) > 0
+    return "catalogue" if listing and b"flux" not in columns else "spectrum"
 
 
 def _head(path: str) -> bytes:
@@ -179,55 +208,56 @@ def _has_path_column(path: str) -> bool:
         return False  # two columns of text perhaps
 
 
-def _expand(argument: str, own: str) -> Iterable[str]:
-    if argument == "-":
-        return _from_pipe()
+def _is_list(argument: str, alone: bool) -> bool:
+    """Say whether an argument is a list of inputs, rather than an input."""
     if argument.startswith("@"):
-        return _listed(argument[1:])
+        return True
+    if os.path.exists(argument):
+        return alone and kind(argument) == "catalogue"
+    file, bracket, _ = argument.partition("[")
+    return bool(bracket) and os.path.isfile(file)  # rows, by cfitsio's extended name
+
+
+def _found(argument: str, own: str) -> list[str]:
+    """Files that a directory, a quoted glob or the name of a file stands for."""
     if os.path.isdir(argument):
         return [path for path in _below(argument) if os.path.abspath(path) != own]
-    if os.path.exists(argument):
-        return _file(argument, argument)
-    if glob.has_magic(argument):
-        return _matching(argument, own)
-    return [argument]
-
-
-def _matching(argument: str, own: str) -> Iterable[str]:
-    """Files of a quoted glob, or the rows that cfitsio's extended name selects."""
-    file = argument.partition("[")[0]
-    if os.path.isfile(file):
-        return _file(file, argument)
-    found = sorted(glob.glob(argument, recursive=True))
-    if not found:
+    if os.path.exists(argument) or not glob.has_magic(argument):
+        return [argument]
+    names = sorted(glob.glob(argument, recursive=True))
+    if not names:
         zipped = len(glob.glob(f"{argument}.gz", recursive=True))
         hint = f" {zipped} files match '{argument}.gz'." if zipped else ""
         raise UsageError(
             f"no file matches {argument!r}; check the pattern with 'ls', and the "
             f"directory that it starts from.{hint}"
         )
-    return [
-        path
-        for name in found
-        if os.path.abspath(name) != own
-        for path in _expand(name, own)
-    ]
+    others = [name for name in names if os.path.abspath(name) != own]
+    return [path for name in others for path in _found(name, own)]
 
 
-def _file(file: str, argument: str) -> list[str]:
-    """Path of one file, or the paths in it if it is a catalogue."""
-    what = kind(file)
-    if what == "catalogue":
-        return paths_of(catalog.read(argument), os.path.dirname(file))
-    if file != argument:
-        raise UsageError(
-            f"{argument!r}: rows can only be selected from a catalogue with a column "
-            f"of paths ({', '.join(catalog.FILES)}), and '{file}' is none."
-        )
-    return [argument]
+def _about_catalogues(names: Sequence[str]) -> str:
+    """Say why catalogues among other inputs were left out."""
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    which = "are catalogues" if more else "is a catalogue"
+    return (
+        f"{names[0]}{more} {which}, not spectra: left out; @{names[0]} stands for the "
+        "files that it lists."
+    )
 
 
-def _from_pipe() -> list[str]:
+def _is_missing(path: str) -> bool:
+    """Say whether there is no such file; not if it only can't be reached."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def _from_pipe(note: Callable[[str], None]) -> list[str]:
     """Keep standard input in a file that lives as long as the program."""
     import atexit
 
@@ -253,20 +283,41 @@ def _from_pipe() -> list[str]:
         table = catalog.read(name)
     except UsageError as error:
         raise UsageError(str(error).replace(name, "standard input")) from None
-    return paths_of(replace(table, name="the table on standard input"))
+    paths = paths_of(replace(table, name="the table on standard input"))
+    note(f"{len(paths)} files listed in the table on standard input")
+    return paths
 
 
-def _listed(name: str) -> list[str]:
+def _listed(name: str, note: Callable[[str], None]) -> list[str]:
+    """Paths in a catalogue, or in a text file."""
+    file = name if os.path.exists(name) else name.partition("[")[0]
+    if kind(file) == "catalogue":
+        paths = paths_of(catalog.read(name), os.path.dirname(file))
+    elif file != name:
+        raise UsageError(
+            f"{name!r}: rows can only be selected from a catalogue with a column of "
+            f"paths ({', '.join(catalog.FILES)}), and '{file}' is none."
+        )
+    else:
+        paths = _lines(name)
+    note(f"{len(paths)} files listed in {name}")
+    return paths
+
+
+def _lines(name: str) -> list[str]:
     """Paths in a text file; blank lines and those that start with # don't count."""
     try:
         content = Path(name).read_bytes()
     except OSError as error:
         raise UsageError(
             f"list '{name}': {error.strerror}. It must be a text file with a path per "
-            "line."
+            f"line, or a catalogue with a column of paths.{catalog.nearest(name)}"
         ) from None
     if b"\0" in content:
-        raise UsageError(f"list '{name}' is no text; leave out the @ to read a file.")
+        raise UsageError(
+            f"list '{name}' is neither text nor a catalogue with a column of paths "
+            f"({', '.join(catalog.FILES)}); leave out the @ to read a spectrum."
+        )
     lines = [line.strip() for line in content.split(b"\n")]
     return [os.fsdecode(line) for line in lines if line and not line.startswith(b"#")]
 

@@ -174,6 +174,10 @@ def _abundance(element: str) -> Label:
 ELEMENTS = ("C", "N", "O", "Mg", "Al", "Si", "S", "K", "Ca")
 ELEMENTS += ("Ti", "Cr", "Mn", "Fe", "Ni", "Cu")
 
+SUBTYPE = "sptype_num"  # a spectral type as a number, see `sptype`
+# what catalogues call a spectral type, as text or as a number
+SUBTYPE_COLUMNS = (SUBTYPE, "sptype", "subclass", "spectral_type", "sp_type", "spt")
+
 LABELS = {
     label.name: label
     for label in (
@@ -186,6 +190,9 @@ LABELS = {
             transform="log2",
         ),
         Label("logg", "", "surface gravity, log10 of cm/s2, dex", (-2.0, 10.0)),
+        Label(
+            SUBTYPE, "", "spectral type, A0 = 0, F0 = 1, K9 = 3.9", (-2.0, 7.0), "F7.3"
+        ),
         Label("mass", "Msun", "stellar mass", (0.01, 200.0)),
         Label("age", "Gyr", "stellar age", (0.0, 20.0)),
         *map(_abundance, ELEMENTS),
@@ -196,4 +203,6 @@ LABELS = {
 def get(name: str) -> Label:
     """Return the label of a column name; any other name is a plain number."""
     fallback = Label(name, "", f"{name}, as trained", (-1e30, 1e30), display="G13.6")
+    if name.lower() in SUBTYPE_COLUMNS:
+        name = SUBTYPE
     return LABELS.get(name.lower(), fallback)

@@ -70,6 +70,11 @@ def _slurm_shard() -> tuple[int, int]:
     return (task - first) // step + 1, count
 
 
+def count_finished(directory: Path) -> int:
+    """Count the finished parts in a directory of `Parts`."""
+    return len(list(directory.glob("*.npy")))
+
+
 class Parts:
     """Finished parts of a table, in a hidden directory beside it.
 
@@ -184,5 +189,5 @@ class Parts:
 
         Other shards may be about to write into an empty one.
         """
-        if not keep or not (shared or any(self.directory.glob("*.npy"))):
+        if not keep or not (shared or count_finished(self.directory)):
             shutil.rmtree(self.directory, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import nn
 from stellarcli import checkpoint, dataset, inputs, models, preparation
 from stellarcli.catalog import Table
 from stellarcli.devices import choose_device
-from stellarcli.errors import NoUsableSpectraError
+from stellarcli.errors import NoUsableSpectraError, UsageError
 from stellarcli.fitting import count_steps
 from stellarcli.parallel import available_cores
 from stellarcli.prepared import is_prepared
@@ -30,7 +30,11 @@ COPIES = 5  # weights, their running mean, gradients, two moments of the optimis
 
 @contextmanager
 def prepared(
-    arguments: Sequence[str], recipe: str, output: Path, world: World
+    arguments: Sequence[str],
+    recipe: str,
+    output: Path,
+    world: World,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[list[str]]:
     """Yield prepared tables; raw files among the arguments are prepared first.
 
@@ -46,8 +50,10 @@ def prepared(
         Of the model.
     world : World
         The first process prepares, the others wait.
+    note : callable
+        As for `inputs.expand`.
     """
-    paths = inputs.expand(arguments)
+    paths = inputs.expand(arguments, note=note)
     tables = [path for path in paths if is_prepared(path)]
     raw = [path for path in paths if path not in set(tables)]
     temporary = output.with_name(f".{output.name}.prepared")
@@ -58,6 +64,9 @@ def prepared(
             world.wait()
             tables.append(str(temporary))
         yield tables
+    except UsageError as error:
+        text = str(error).replace(f"'{temporary}'", "the prepared raw files")
+        raise type(error)(text) from None
     finally:
         if world.first:  # it is the last one to be done
             temporary.unlink(missing_ok=True)
@@ -110,23 +119,41 @@ def describe(
         **model.config,
     )
     parts = {part: data.index(part) for part in dataset.PARTS}
-    parameters = sum(p.numel() for p in network.parameters())
-    adds = models.count_multiply_adds(network, model.pixels)
-    size = min(config.batch_size, parts["train"].size)
-    device = choose_device(config.device)
-    step, saved = _measure(network.to(device), size, model.pixels)
-    steps = count_steps(parts["train"].size, config.batch_size, 1) * config.epochs
-    total = step * steps * config.members * runs
     stars = {name: len(set(data.star[index])) for name, index in parts.items()}
     lines = [
         f"spectra: {len(data)} of {len(data.tables)} tables, {model.pixels} pixels",
         *(f"  {name}: {parts[name].size}, stars: {stars[name]}" for name in parts),
+        *(f"  {note}" for note in data.notes),
         *(
             f"  {label.name}: {label.trained[0]:.6g} to {label.trained[1]:.6g} "
             f"{label.unit}".rstrip()
             for label in model.labels
         ),
         f"network: {model.architecture} {model.config or ''}".rstrip(),
+    ]
+    if models.in_one_go(model.architecture):
+        size = 2 * 4 * model.pixels * parts["train"].size
+        lines.append(
+            f"training: {runs} x {config.members} models, computed in one go with all "
+            f"training spectra in memory, {size / 1e6:.0f} MB"
+        )
+    else:
+        lines += _cost(network, parts["train"].size, model.pixels, config, runs)
+    return "\n".join(lines)
+
+
+def _cost(
+    network: nn.Module, rows: int, pixels: int, config: TrainConfig, runs: int
+) -> list[str]:
+    """Say what a gradient descent takes: parameters, memory, time."""
+    parameters = sum(p.numel() for p in network.parameters())
+    adds = models.count_multiply_adds(network, pixels)
+    size = min(config.batch_size, rows)
+    device = choose_device(config.device)
+    step, saved = _measure(network.to(device), size, pixels)
+    steps = count_steps(rows, config.batch_size, 1) * config.epochs
+    total = step * steps * config.members * runs
+    return [
         f"  {parameters} parameters, {adds / 1e6:.1f} million multiply-adds",
         f"  memory: about {COPIES * 4 * parameters / 1e6:.0f} MB for weights and "
         f"optimiser, {saved / 1e6:.0f} MB for a batch of {size}",
@@ -134,7 +161,6 @@ def describe(
         f"{steps} steps each, {step:.3g} s per step on {device}, about "
         f"{_duration(total)}",
     ]
-    return "\n".join(lines)
 
 
 def _measure(network: nn.Module, size: int, pixels: int) -> tuple[float, float]:

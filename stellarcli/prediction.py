@@ -32,14 +32,16 @@ from stellarcli import (
     models,
     novelty,
     preparation,
+    sptype,
 )
 from stellarcli.catalog import BAD, FAILED, Flag
 from stellarcli.checkpoint import Model
 from stellarcli.devices import has_bfloat16, without_denormals
 from stellarcli.errors import OutputExistsError, UsageError, unknown
 from stellarcli.inputs import Task
+from stellarcli.labels import SUBTYPE
 from stellarcli.parallel import available_cores, ordered_map
-from stellarcli.parts import Parts
+from stellarcli.parts import Parts, count_finished
 from stellarcli.preparation import CHUNK, Chunk
 from stellarcli.prepared import EXTENSION
 from stellarcli.preprocess import Recipe
@@ -230,6 +232,8 @@ class Predictor:
             values[f"{label.name}_err"] = np.where(
                 failed, np.nan, label.decode_error(mean[:, i], errors[:, i])
             )
+            if label.name == SUBTYPE:
+                values["sptype"] = sptype.names(values[label.name])
         values["flag"] = np.where(failed, flags, judged)
         return catalog.rows(self.columns, values)
 
@@ -352,6 +356,7 @@ def predict(
     overwrite: bool = False,
     cards: Sequence[tuple] = (),
     progress: Callable[[int], None] = lambda count: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Summary:
     """Write the catalogue of some inputs.
 
@@ -367,6 +372,8 @@ def predict(
         Provenance for the header.
     progress : callable
         Told how many spectra were finished since the last call.
+    note : callable
+        Told, in a line of text, which finished parts are dropped.
 
     Returns
     -------
@@ -375,10 +382,12 @@ def predict(
     Raises
     ------
     UsageError
-        If the output exists, the model doesn't, a table doesn't fit the model, or
-        `resume` finds the work of other inputs, model or options.
+        If the output, or parts of it, exist, the model doesn't, a table doesn't fit the
+        model, or `resume` finds the work of other inputs, model or options.
     StellarError
         If a worker dies or the disk is full.
+    KeyboardInterrupt
+        With a note on what is kept.
     """
     begin = time.perf_counter()
     continues = run.resume or run.shard is not None
@@ -398,7 +407,7 @@ def predict(
             "--overwrite to replace it, or another name."
         )
     parts = Parts(target, digest, -(-len(tasks) // PART))
-    _settle_with_others(parts, run, overwrite)
+    _settle_with_others(parts, run, overwrite, note)
     try:
         summary = _make(parts, tasks, run, progress)
         with parts.merging():
@@ -416,6 +425,9 @@ def predict(
             else:
                 summary.count(parts.paths(run.shard))
                 summary.complete = False
+    except KeyboardInterrupt as error:
+        error.add_note(_kept(parts))
+        raise
     finally:
         parts.close(keep=target != "-", shared=run.shard is not None)
     summary.seconds["total"] = time.perf_counter() - begin
@@ -606,15 +618,41 @@ def _same_files(table: catalog.Table, tasks: Sequence[Task]) -> bool:
     return table.rows["file"].tolist() == names
 
 
-def _settle_with_others(parts: Parts, run: Run, overwrite: bool) -> None:
-    """Decide about unfinished parts of the same output but of other plans."""
+def _settle_with_others(
+    parts: Parts, run: Run, overwrite: bool, note: Callable[[str], None]
+) -> None:
+    """Decide about unfinished parts of the same output, of this or another plan."""
     if run.shard and not run.resume:
         return  # they may be those of another shard's run; merging removes them
     others = parts.others()
     if others and run.resume and not overwrite:
         raise UsageError(
             f"{parts.output} has an unfinished run of other inputs, model or options. "
-            "Give those to go on with it, or leave --resume out to start anew."
+            "Give those to go on with it, or --overwrite instead of --resume to start "
+            "anew."
         )
-    for directory in others if run.resume else [*others, parts.directory]:
+    dropped = others if run.resume else [*others, parts.directory]
+    if count := sum(map(count_finished, dropped)):
+        state = (
+            f"{count} parts of {parts.output}, of {PART * CHUNK} spectra at most, are "
+            "there from an interrupted run"
+        )
+        if not overwrite:
+            raise OutputExistsError(
+                f"{state}. Give --resume to go on with it, --overwrite to start anew, "
+                "or another name."
+            )
+        note(f"{state}; they are dropped, since --overwrite starts anew.")
+    for directory in dropped:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _kept(parts: Parts) -> str:
+    """Say what an interrupted run leaves."""
+    done = count_finished(parts.directory)
+    if parts.output == "-" or not done:
+        return "no part was finished, so there is nothing to go on with."
+    return (
+        f"{done} of {parts.count} parts of {parts.output} are finished; the same "
+        "command with --resume goes on with the others."
+    )

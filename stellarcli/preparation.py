@@ -41,6 +41,7 @@ LONGEST_CARD = 68  # characters that fit into a FITS header card
 INFO = [
     *catalog.columns([], velocity=True)[:-1],  # objid, file, ra, dec, snr, rv, rv_err
     Column("mjd", "f8", "d", "modified Julian date", "F10.4"),
+    Column("plan", "S", "", "plan or plate that the star was observed with"),
     Column("survey", "S", "", "kind of the file"),
     Column("class", "S", "", "class that the survey gives"),
     Column("subclass", "S", "", "subclass that the survey gives"),
@@ -198,8 +199,7 @@ def write_table(
     StellarError
         If a worker dies or the disk is full.
     """
-    if not radius >= 0:
-        raise UsageError(f"--radius must be 0 arcsec or more, not {radius:g}.")
+    catalog.check_radius(radius)
     summary = Summary()
     work = list(work)
     for table in (task.table for task in work if task.table):
@@ -209,6 +209,8 @@ def write_table(
         )
     longest = max(len(encode_name(path)) for task in work for path in task.paths)
     units = {column.name: column.unit for column in INFO}
+    comments = {column.name: column.description for column in INFO}
+    cards = [*cards, *catalog.flag_cards()]
     matcher = None
     if labels is not None:
         free = _free_names(labels.rows.dtype.names)
@@ -219,7 +221,8 @@ def write_table(
         chunks = stack.enter_context(closing(ordered_map(prepare, work, workers)))
         if recipe.wavelength is None:
             chunks = stack.enter_context(closing(_equally_wide(chunks, output)))
-        writer = stack.enter_context(PreparedWriter(output, recipe, cards, units))
+        writer = PreparedWriter(output, recipe, cards, units, comments)
+        stack.enter_context(writer)
         for chunk in chunks:
             rows = _widened(chunk.rows, longest)
             if matcher is not None:
@@ -284,6 +287,7 @@ def _widened(rows: np.ndarray, longest_file: int) -> np.ndarray:
     widths = {
         "file": longest_file,
         "objid": max(LONGEST_CARD, longest_file),  # some readers take it from the name
+        "plan": LONGEST_CARD,
         "survey": 16,
         "class": LONGEST_CARD,
         "subclass": LONGEST_CARD,
@@ -499,6 +503,7 @@ def _columns(metas: Sequence[SpectrumMeta], recipe: Recipe) -> dict[str, np.ndar
         "rv": np.array(removed, dtype=np.float32),
         "rv_err": np.array([m.rv_error for m in metas], dtype=np.float32),
         "mjd": np.array([m.mjd for m in metas]),
+        "plan": np.array([m.plan for m in metas]),
         "survey": np.array([m.survey for m in metas]),
         "class": np.array([m.object_class for m in metas]),
         "subclass": np.array([m.subclass for m in metas]),

@@ -62,6 +62,7 @@ class PreparedTable:
             kind = "is a directory" if os.path.isdir(self.path) else "doesn't exist"
             raise UsageError(
                 f"prepared table '{path}' {kind}; 'stellar preprocess' makes one."
+                f"{catalog.nearest(self.path)}"
             )
         if is_compressed(self.path):
             raise UsageError(
@@ -180,14 +181,15 @@ class PreparedWriter:
     recipe : Recipe
     cards : sequence of (name, value, comment)
         Provenance for the primary header.
-    units : dict
-        Unit per scalar column.
+    units, comments : dict
+        Unit (TUNIT) and description (TCOMM) per scalar column, where there is one.
     """
 
     path: str
     recipe: Recipe
     cards: Sequence[tuple[str, Any, str]] = ()
     units: dict[str, str] | None = None
+    comments: dict[str, str] | None = None
 
     def __enter__(self) -> PreparedWriter:
         """Open the temporary file."""
@@ -229,6 +231,7 @@ class PreparedWriter:
                 names = table.dtype.names
                 units = [(self.units or {}).get(name, "") for name in names]
                 self._fits.write(table, extname=EXTENSION, units=units)
+                write_comments(self._fits[EXTENSION], self.comments or {})
                 self._has_table = True
 
     def __exit__(self, *error: Any) -> None:
@@ -298,6 +301,13 @@ def write_primary(file: fitsio.FITS, recipe: Recipe, cards: Iterable[Card]) -> N
     header = [{"name": "RECIPE", "value": recipe.to_json(), "comment": ""}]
     header += [{"name": n, "value": v, "comment": c} for n, v, c in cards]
     file.write(None, header=header)
+
+
+def write_comments(hdu: Any, comments: dict[str, str]) -> None:
+    """Write descriptions of columns into the header of their table."""
+    for number, name in enumerate(hdu.get_colnames(), start=1):
+        if comment := comments.get(name):
+            hdu.write_key(f"TCOMM{number}", comment)
 
 
 def write_wavelength(file: fitsio.FITS, wavelength: np.ndarray) -> None:

@@ -70,12 +70,13 @@ class State:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             raise UsageError(
-                f"'{self.path}' is damaged; leave --resume out to start anew."
+                f"'{self.path}' is damaged; give --overwrite instead of --resume to "
+                "start anew."
             ) from None
         if notes["digest"] != self.digest:
             raise UsageError(
                 f"'{self.path}' is the state of a run with other settings or data. "
-                "Give the same ones, or leave --resume out to start anew."
+                "Give the same ones, or --overwrite instead of --resume to start anew."
             )
         self.running = notes["member"], (part("running", tensors), notes["running"])
         self.finished = {
@@ -138,6 +139,38 @@ class State:
 def path_of(output: Path) -> Path:
     """Return the file that keeps the state of a training to `output`."""
     return output.with_name(f".{output.name}.state")
+
+
+def notes_of(output: Path) -> dict[str, Any]:
+    """Return what the state of a training to `output` says, but for the tensors.
+
+    Returns
+    -------
+    dict
+        ``digest``, ``member``, ``running``, ``finished``; empty where there is no
+        state, or a damaged one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path_of(output), "pt") as file:
+            return json.loads(file.metadata()["state"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def describe(output: Path) -> str:
+    """Say how far the unfinished training to `output` came; empty without one."""
+    path = path_of(output)
+    if not path.exists():
+        return ""
+    notes = notes_of(output)
+    if not notes:
+        return f"'{path}' holds the damaged state of an unfinished training"
+    return (
+        f"'{path}' holds an unfinished training: network {notes['member'] + 1}, "
+        f"{notes['running']['epoch']} epochs done"
+    )
 
 
 def _plain(tensor: Tensor) -> Tensor:

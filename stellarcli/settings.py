@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from stellarcli import labels
 from stellarcli.augmentation import Augmentation
+from stellarcli.catalog import nearest
 from stellarcli.errors import UsageError, unknown
 from stellarcli.losses import LOSSES
 
@@ -37,6 +40,12 @@ LIMITS = {
 }
 POSITIVE = ("epochs", "batch_size", "learning_rate", "members", "restart_epochs")
 
+# What only gradient descent uses: refused for models computed in one go
+DESCENT = ("init", "freeze", "loss", "label_weights", "label_errors", "epochs")
+DESCENT += ("batch_size", "optimizer", "learning_rate", "weight_decay", "schedule")
+DESCENT += ("restart_epochs", "warmup", "clip", "average", "patience", "precision")
+DESCENT += ("noise", "velocity", "distortion", "hide")
+
 # What a paper did, by architecture; `--preset paper`. Figures from SYSTEMS.md.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {
@@ -59,6 +68,16 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "test": 0.2,
             "validation": 0.1,
         },
+        # 7 : 1 : 2; its epochs, batches and optimiser are stated nowhere
+        "mkresnet": {
+            "loss": "log_cosh",
+            "epochs": 60,
+            "batch_size": 32,
+            "learning_rate": 3e-4,
+            "clip": 1.0,
+            "test": 0.2,
+            "validation": 0.125,
+        },
     },
 }
 
@@ -73,7 +92,7 @@ class TrainConfig:
     # what
     model: str = ""  # key of MODELS; where empty that of init, or MODEL
     network: dict[str, Any] = field(default_factory=dict)  # options of the network
-    target: tuple[str, ...] = ("teff", "logg", "feh")  # label columns
+    target: tuple[str, ...] = ("teff", "logg", "feh")  # label columns; sptype is text
     init: str | None = None  # model whose weights and label scaling to start from
     freeze: tuple[str, ...] = ()  # parts of the network to keep as they are: trunk
     # data
@@ -132,9 +151,15 @@ class TrainConfig:
                 raise UsageError(f"{name} must be {low} to {high:g}, not {value}.")
         self._check_targets()
         self._check_split()
+        if self.freeze and not self.init:
+            raise UsageError(
+                f"freeze {','.join(self.freeze)} keeps parts of a model as they are: "
+                "name that model with --init, or leave --freeze out."
+            )
 
     def _check_targets(self) -> None:
-        if not self.target or len(set(self.target)) < len(self.target):
+        names = {labels.get(name).name for name in self.target}
+        if not self.target or len(names) < len(self.target):
             raise UsageError(
                 f"target must name labels, each once, not {', '.join(self.target)!r}."
             )
@@ -167,6 +192,17 @@ class TrainConfig:
         if self.patience and not self.validation and not self.split:
             raise UsageError(
                 "patience waits for the validation loss; set validation above 0."
+            )
+
+    def check_in_one_go(self) -> None:
+        """Refuse settings of the descent, for a model that has none."""
+        default = TrainConfig()
+        given = [n for n in DESCENT if getattr(self, n) != getattr(default, n)]
+        if given:
+            raise UsageError(
+                f"{self.model} is computed in one go, without gradient descent: "
+                f"{', '.join(given)} would have no effect. Leave them out, or choose "
+                "another --model."
             )
 
     def random_seed(self, *what: object) -> int:
@@ -268,7 +304,8 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
-        raise UsageError(f"configuration '{path}': {error.strerror}.") from None
+        hint = nearest(str(path))
+        raise UsageError(f"configuration '{path}': {error.strerror}.{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"configuration '{path}' is not YAML: {error}") from None
     if not isinstance(values, dict):
@@ -284,13 +321,7 @@ def parse_pairs(pairs: list[str]) -> dict[str, Any]:
     UsageError
         If one has no ``=`` or isn't YAML.
     """
-    values = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set takes KEY=VALUE, not {pair!r}.")
-        values[key.strip()] = _value(pair, text)
-    return values
+    return dict(_pairs(pairs, "--set", "{}", "KEY=VALUE"))
 
 
 def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
@@ -299,16 +330,24 @@ def parse_grid(pairs: list[str]) -> dict[str, list[Any]]:
     Raises
     ------
     UsageError
-        If one has no ``=`` or isn't YAML.
+        If one has no ``=``, no value, or isn't YAML.
     """
-    grid = {}
+    grid = dict(_pairs(pairs, "--grid", "[{}]", "KEY=VALUE,VALUE"))
+    for key, values in grid.items():
+        if not values:
+            raise UsageError(f"--grid takes KEY=VALUE,VALUE; {key} has no value.")
+    return {key: [_number(value) for value in values] for key, values in grid.items()}
+
+
+def _pairs(
+    pairs: list[str], option: str, form: str, wanted: str
+) -> Iterator[tuple[str, Any]]:
+    """Split ``key=text``, and read the text, put into a form, as YAML."""
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals or not text:
-            raise UsageError(f"--grid takes KEY=VALUE,VALUE, not {pair!r}.")
-        values = _value(pair, f"[{text}]")
-        grid[key.strip()] = [_number(value) for value in values]
-    return grid
+        if not equals:
+            raise UsageError(f"{option} takes {wanted}, not {pair!r}.")
+        yield key.strip(), _value(pair, form.format(text))
 
 
 def _value(pair: str, text: str) -> Any:

@@ -50,6 +50,8 @@ class SpectrumMeta:
         The survey's subclass as written, e.g. ``"A7V"``.
     mjd : float
         Modified Julian date of the observation; NaN when unknown.
+    plan : str
+        The survey's plan (LAMOST) or plate (SDSS) that the star was observed with.
     file : str
         Path of the file as the user gave it.
     noise_measured : bool
@@ -68,6 +70,7 @@ class SpectrumMeta:
     object_class: str = ""
     subclass: str = ""
     mjd: float = np.nan
+    plan: str = ""
     file: str = ""
     noise_measured: bool = False
 

@@ -29,13 +29,14 @@ from stellarcli import (
     labels,
     models,
     processes,
+    resuming,
     settings,
 )
 from stellarcli.catalog import Table
 from stellarcli.dataset import Dataset
 from stellarcli.devices import choose_device, without_denormals
 from stellarcli.errors import StellarError, UsageError, unknown
-from stellarcli.fitting import Fitter, Progress
+from stellarcli.fitting import Fitter, Progress, fit_in_one_go
 from stellarcli.labels import Label
 from stellarcli.processes import World
 from stellarcli.resuming import State
@@ -66,8 +67,8 @@ def train(
     catalogue : Table, optional
         Labels that the tables lack.
     resume : bool
-        Go on after the last finished epoch of an interrupted run; a finished one is
-        left as it is.
+        Go on after the last finished epoch of an interrupted run, which may have been
+        about to replace a model; a finished one is left as it is.
     report : callable
         Called after every epoch.
     provenance : dict, optional
@@ -90,11 +91,13 @@ def train(
     data = dataset.load(tables, config, catalogue)
     model = new_model(output.stem, data, config, start)
     model.training["digest"] = _digest(config, tables, data)
-    if resume and output.exists():
-        return _finished(output, model.training["digest"])
+    digest = model.training["digest"]
+    unfinished = resuming.notes_of(output).get("digest") == digest
+    if resume and output.exists() and not unfinished:
+        return _finished(output, digest)
     device = choose_device(config.device)
     with processes.join(device) as world, _explained(config), without_denormals():
-        state = State(output, model.training["digest"], write=world.first)
+        state = State(output, digest, write=world.first)
         state.open(resume)
         world.wait()  # until all have read what the first one replaces
         networks = _members(model, start, data, config, world, state, report)
@@ -133,7 +136,10 @@ def resolve(config: TrainConfig, start: checkpoint.Model | None) -> TrainConfig:
         if key not in defaults:
             raise unknown(f"option of {name}", key, defaults)
     network = {**defaults, **inherited, **config.network}
-    return replace(config, model=name, network=network)
+    config = replace(config, model=name, network=network)
+    if models.in_one_go(name):
+        config.check_in_one_go()
+    return config
 
 
 def _finished(output: Path, digest: str) -> checkpoint.Model:
@@ -164,6 +170,11 @@ def _members(
         network = _initial(model, start, member)
         if member in state.finished:
             network.load_state_dict(state.finished[member][0])
+        elif models.in_one_go(config.model):
+            if world.first:
+                seed = config.random_seed("weights", member) % 2**32
+                fit_in_one_go(network, data, model.labels, seed)
+            state.finish(member, (network.state_dict(), {"history": []}))
         else:
             fitter = Fitter(
                 network.to(world.device), data, model.labels, config, member, world
@@ -183,6 +194,7 @@ def _facts(
         "config": config.to_json(),
         "tables": [Path(table).name for table in tables],
         "spectra": {part: int(data.index(part).size) for part in dataset.PARTS},
+        "notes": data.notes,
         "history": [
             entry
             for member in sorted(state.finished)
@@ -194,14 +206,13 @@ def _facts(
 def _tensors(networks: list[nn.Module], half: bool) -> dict[str, np.ndarray]:
     """Name the tensors of all members as in the model file.
 
-    With `half`, what was learnt is float16; statistics, such as the variances of batch
-    normalisations, which weights are divided by, keep all digits.
+    With `half`, those of `_halved` are float16.
     """
     tensors = {}
     for number, network in enumerate(networks):
-        learnt = dict(network.named_parameters())
+        halved = _halved(network) if half else {}
         for key, value in network.state_dict().items():
-            stored = value.half() if half and key in learnt else value
+            stored = value.half() if key in halved else value
             tensors[f"member{number}.{key}"] = stored.cpu().contiguous().numpy()
     return tensors
 
@@ -295,6 +306,19 @@ def _initial(
     return network
 
 
+def _halved(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors that may be stored as float16.
+
+    Not the variances of batch normalisations, by which weights are divided, and their
+    means.
+    """
+    return {
+        key: value
+        for key, value in network.state_dict().items()
+        if value.dtype == torch.float32 and ".running_" not in f".{key}"
+    }
+
+
 def _round(network: nn.Module) -> bool:
     """Give what was learnt the digits that the file keeps, before it is judged.
 
@@ -303,7 +327,7 @@ def _round(network: nn.Module) -> bool:
     bool
         False, and nothing was done, where a weight is too large for float16.
     """
-    tensors = [parameter.detach() for parameter in network.parameters()]
+    tensors = list(_halved(network).values())
     if not all(torch.isfinite(tensor.half()).all() for tensor in tensors):
         log.warning("weights are kept as float32: some are too large for float16")
         return False
@@ -333,6 +357,11 @@ def _explained(config: TrainConfig) -> Iterator[None]:
         kinds = (MemoryError, torch.OutOfMemoryError)
         if not isinstance(error, kinds) and "allocate memory" not in text:
             raise
+        if models.in_one_go(config.model):
+            raise StellarError(
+                f"out of memory: {config.model} needs all training spectra at once. "
+                "Choose fewer with --select."
+            ) from None
         raise StellarError(
             f"out of memory with batch_size {config.batch_size}. Lower it (--set "
             f"batch_size={max(1, config.batch_size // 2)}), or choose a narrower "

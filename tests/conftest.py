@@ -6,10 +6,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 import surveyfiles
+from archiveserver import TOKEN, Archive
 from hypothesis import settings
 
 # a busy machine makes no test wrong
@@ -29,6 +31,55 @@ RECIPE = [
     {"continuum": {"method": "smooth", "width": 100.0}},
     "clip",
 ]
+
+
+SECRETS = [text.encode() for text in (TOKEN, quote(TOKEN), quote(TOKEN, safe=""))]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Let a test fail whose captured output or log holds the token."""
+    report = yield
+    shown = "".join(text for _, text in report.sections) + str(report.longrepr or "")
+    if any(secret.decode() in shown for secret in SECRETS):
+        report.outcome, report.longrepr = "failed", "the token is in the output"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def no_token_in_files(request):
+    """Look for the token in every file that a test has written."""
+    yield
+    if folder := request.node.funcargs.get("tmp_path"):
+        for path in folder.rglob("*"):
+            if path.is_file() and path.stat().st_size < 1 << 22:
+                content = path.read_bytes()
+                assert not any(secret in content for secret in SECRETS), path
+
+
+@pytest.fixture(scope="session")
+def few_spectra(tmp_path_factory):
+    """Twenty spectra as archives have them: (file name, gzipped content) by OBSID."""
+    folder = tmp_path_factory.mktemp("archive")
+    found = {}
+    for n in range(20):
+        flux, ivar = surveyfiles.star(surveyfiles.grid(), 30.0, seed=300 + n)
+        path = folder / f"spec-59000-PLAN_sp01-{n:03d}.fits.gz"
+        cards = {"OBSID": 5000 + n, "FILENAME": path.name.removesuffix(".gz")}
+        surveyfiles.lamost_image(path, flux=flux, ivar=ivar, **cards)
+        found[5000 + n] = (path.name, path.read_bytes())
+    return found
+
+
+@pytest.fixture
+def archive(few_spectra, monkeypatch):
+    """An archive in a thread, and the environment that leads to it."""
+    with Archive(few_spectra) as server:
+        monkeypatch.setenv("STELLAR_LAMOST_URL", server.url)
+        monkeypatch.setenv("STELLAR_SDSS_URL", f"{server.url}/sas")
+        monkeypatch.setenv("STELLAR_SKYSERVER_URL", server.url)
+        monkeypatch.delenv("STELLAR_LAMOST_TOKEN", raising=False)
+        yield server
 
 
 @dataclass
@@ -134,7 +185,10 @@ def stellar(monkeypatch):
 
     def run(*arguments, stdin=None):
         words = [str(a) for a in arguments]
-        if words[0] in ("predict", "preprocess") and "--workers" not in words:
+        if (
+            words[0] in ("explain", "predict", "preprocess")
+            and "--workers" not in words
+        ):
             words += ["--workers", "1"]
         monkeypatch.setattr(sys, "argv", ["stellar", *words])
         result = CliRunner().invoke(app, words, input=stdin, prog_name="stellar")

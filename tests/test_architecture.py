@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "stellarcli"
 # other. A folder is one name: files within it may import each other.
 ORDER = """
 errors provenance
-spectrum labels devices processes resuming published
+spectrum labels sptype devices processes resuming published selection
 catalog metrics novelty parallel losses augmentation
 preprocess settings parts
 surveys
@@ -23,10 +23,10 @@ preparation
 dataset
 models
 checkpoint folding
-calibration figures
+calibration figures archives
 curves fitting
-training prediction explanation simulation architectures
-sweep planning cluster
+training prediction simulation architectures
+sweep planning cluster explanation
 comparison
 cli
 __main__

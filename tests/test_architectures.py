@@ -127,3 +127,18 @@ def test_unknown_names_are_refused():
         architectures.table("scannet")
     with pytest.raises(UsageError, match="Did you mean 'bfloat16'"):
         architectures.table(precision="float16")
+
+
+def test_the_mk_resnet_is_counted_with_each_kernel():
+    rows = architectures.table("mkresnet", latency=False)
+    sizes = {row["variant"]: row["parameters"] for row in rows}
+    assert list(sizes) == ["kernel 5", "kernel 3", "kernel 7", "kernel 9"]
+    assert sizes["kernel 5"] == pytest.approx(25.2e6, rel=0.003)
+    # two more taps of each kernel, of the blocks' convolutions alone
+    pairs = [(32, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 1024)]
+    tap = sum(i * o + 3 * o * o for i, o in pairs)
+    assert sizes["kernel 7"] - sizes["kernel 5"] == 2 * tap
+    assert sizes["kernel 9"] - sizes["kernel 3"] == 6 * tap
+    assert list(rows[0])[: len(KEYS)] == KEYS
+    assert json.loads(json.dumps(rows)) == rows
+    assert "25.174 M" in architectures.to_text(rows)

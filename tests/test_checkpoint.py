@@ -90,7 +90,7 @@ def test_damage(broken, change, words, stellar, here):
     path = broken(change)
     with pytest.raises(ModelFileError, match=words):
         checkpoint.load(path)
-    done = stellar("predict", "a.fits", "-o", "o.fits", "-m", path)
+    done = stellar("predict", path, "-o", "o.fits", "-m", path)
     assert done.status == 1
     assert "Copy it again" in done.err
     assert not list(here.glob("o.fits"))
@@ -145,6 +145,10 @@ def test_names(tmp_path, monkeypatch):
         checkpoint.load("no.safetensors")
     with pytest.raises(UsageError, match="unknown model 'defalt'"):
         checkpoint.load("defalt")
+    (tmp_path / "giants.safetensors").touch()
+    for mistyped in ("giants.safetensor", "./gaints.safetensors"):
+        with pytest.raises(UsageError, match=r"Did you mean 'giants\.safetensors'"):
+            checkpoint.load(mistyped)
     for name in checkpoint.shipped():
         (tmp_path / name).write_text("a file of the same name changes nothing")
         assert checkpoint.find(name) == checkpoint.shipped()[name]

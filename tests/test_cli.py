@@ -1,6 +1,7 @@
 """The commands as a user meets them: help, messages, logs, summaries."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 import surveyfiles
 from conftest import program
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from stellarcli import __version__, catalog
 from stellarcli.cli import app
@@ -50,7 +52,47 @@ def test_missing_arguments(stellar, here, command):
     for arguments in ([], ["a.fits"]):
         done = stellar(command, *arguments)
         assert done.status == 2
-        assert "Missing" in done.err
+        assert "is missing: " in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("predct x", "unknown command 'predct'. Did you mean 'predict'? Valid: "),
+        ("fetch simulatd", "unknown command 'simulatd'. Did you mean 'simulated'?"),
+        ("--versoin", "unknown option '--versoin'. Did you mean '--version'?"),
+        (
+            "predict a -o x --modle q",
+            "unknown option '--modle'. Did you mean '--model'",
+        ),
+        ("predict a -o x -z", "unknown option '-z'. Valid: --output, -o, --model, -m"),
+        ("predict", "PATHS... is missing: files, directories, "),
+        ("predict a", "--output FILE is missing: output file; - is standard output"),
+        (
+            "train t -o m --epochs 1e3",
+            "--epochs N must be a whole number, not '1e3': p",
+        ),
+        ("compare --radius near", "--radius ARCSEC must be a number, not 'near': how"),
+        ("fetch simulated -o d -n 0", "--number N must be at least 1, not '0': "),
+        ("fold a b -o c", "'b' is too much: 'stellar fold' takes PREPARED."),
+        ("compare a -o", "option '-o' requires an argument. See 'stellar compare -"),
+        ("predict a -o b --quiet=1", "option '--quiet' does not take a value."),
+    ],
+)
+def test_mistakes_in_the_command_line_are_one_sentence(stellar, here, words, said):
+    done = stellar(*words.split())
+    assert (done.status, done.out) == (2, b"")
+    assert done.err.startswith(f"stellar: {said}")
+    assert done.err.count("\n") == 1
+    assert re.search(r" See 'stellar[a-z ]* --help'\.$", done.err)
+
+
+@pytest.mark.parametrize("words", [[], ["fetch"]])
+def test_a_command_without_words_shows_its_help(words):
+    done = CliRunner().invoke(app, words, prog_name="stellar")
+    assert done.exit_code == 2
+    assert "Usage: stellar" in done.output
+    assert "Commands:" in done.output
 
 
 def best_time(words, environment, runs=3):

@@ -142,6 +142,41 @@ def test_a_spectral_type_has_the_papers_figures(stellar, here):
     assert "91.4 %" in text
 
 
+@pytest.mark.parametrize("texts", ["truth", "model", "both"])
+def test_spectral_types_may_be_text_on_either_side(stellar, here, texts):
+    ids = ["1", "2", "3", "4"]
+    values = {
+        "truth": ("t.fits", [0.2, 1.0, np.nan, 2.4], ["A2V", "F0", "Non", "G4III"]),
+        "model": ("m.fits", [0.25, 1.1, 0.3, 1.4], ["A2.5", "sdF1", "A3", "F3/F5V"]),
+    }
+    paths = {}
+    for side, (path, numbers, names) in values.items():
+        text = texts in (side, "both")
+        column = {"subclass": names} if text else {"sptype_num": numbers}
+        paths[side] = write(path, objid=ids, **column)
+    done = stellar("compare", paths["model"], paths["truth"], "--json")
+    assert done.status == 0, done.err
+    found = done.json["labels"]["sptype_num"]
+    assert found["maximum"] == pytest.approx(1)
+    assert found["mean_error"] == pytest.approx(0.15 / 2)
+    assert found["within_half_subtype"] == pytest.approx(1 / 3)
+    assert (found["n"], found["no_reference"]) == (3, 1)
+    said = "t: 1 of 4 spectral types can't be read: 'Non'"
+    assert (said in done.err) == (texts != "model")
+
+
+def test_spectral_types_of_any_column(stellar, here):
+    truth = write("t.fits", objid=["1", "2"], MK=["G2V", "K0III"])
+    model = write("m.fits", objid=["1", "2"], sptype=["G3", "K0"])
+    words = ("--column", "truth:sptype=MK", "--target", "sptype")
+    found = compared(stellar, model, truth, *words)["labels"]
+    assert list(found) == ["sptype_num"]
+    assert found["sptype_num"]["mae"] == pytest.approx(0.05)
+    stars = write("r.fits", star=["a", "a", "b"], sptype=["G2", "G4V", "K0"])
+    done = stellar("compare", stars, "--repeats", "star", "--json")
+    assert done.status == 0, done.err
+
+
 def test_bins_by_hand(stellar, model, truth):
     found = compared(stellar, model, truth, "--by", "snr=0,20,100", "--by", "teff")
     low, high = found["bins"]["snr"]["teff"]
@@ -274,6 +309,41 @@ def test_columns_that_cannot_be_read(stellar, model, truth, option):
     assert "write it like teff=Teff_lasp" in refused(
         stellar, model, truth, "--column", option
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "right"),
+    [
+        ("T2=teff", "teff=T2"),
+        ("truth:T2=Teff", "Teff=T2"),
+        ("1:rv_x=logg", "logg=rv_x"),
+    ],
+)
+def test_a_column_and_its_label_the_wrong_way_round(
+    stellar, model, truth, option, right
+):
+    text = refused(stellar, model, truth, "--column", option)
+    assert f"--column '{option}': the label goes first, as in {right}." in text
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ([("MODELSHA", "ab")], "was made by 'stellar predict'"),
+        ([], "alone has standard errors"),
+    ],
+)
+def test_a_truth_that_looks_like_a_prediction_is_noticed(
+    stellar, model, truth, header, why
+):
+    rows = catalog.read(model).rows
+    catalog.write("p.fits", rows, header=header)
+    wrong = stellar("compare", truth, "p.fits")
+    assert wrong.status == 0
+    assert f"p {why}, but stands last, where the truth goes" in wrong.err
+    assert "give: p.fits truth.fits" in wrong.err
+    for right in (["p.fits", truth], ["p.fits", "p.fits"]):
+        assert "stands last" not in stellar("compare", *right).err
 
 
 def test_columns_that_are_not_there(stellar, model, truth):
@@ -651,12 +721,18 @@ def test_abundances_have_their_usual_names():
 
 def test_usage(stellar, model, truth):
     assert "name catalogues to compare" in refused(stellar)
-    assert "name the truth last" in refused(stellar, model)
+    assert "1 catalogue was given; name one or more, and the truth" in refused(
+        stellar, model
+    )
+    assert ". is a directory; name a table in it" in refused(stellar, model, ".")
     assert "there is no table nope.fits" in refused(stellar, model, "nope.fits")
     assert "both want standard output" in refused(
         stellar, model, truth, "--json", "-o", "-"
     )
     assert "read once only" in refused(stellar, "-", "-")
+    assert "0 arcsec or more" in refused(stellar, model, truth, "--radius", "-3")
+    text = refused(stellar, model, truth, "-o", "t.txt")
+    assert "name it *.md, *.tex, *.fits," in text
     assert "no figure of --repeats" in refused(
         stellar, model, "--repeats", "star", "--figure", "f.png"
     )

@@ -7,56 +7,13 @@ import trainingtables
 
 from stellarcli import dataset
 from stellarcli.augmentation import Augmentation
-from stellarcli.dataset import load, same_star, select, split_by_hash
+from stellarcli.dataset import load, same_star, split_by_hash
 from stellarcli.errors import UsageError
 from stellarcli.settings import TrainConfig
-
-COLUMNS = {
-    "snr": np.array([5.0, 20.0, 30.0, np.nan]),
-    "teff": np.array([4000.0, 5000.0, 9000.0, 6000.0]),
-    "clean": np.array([True, True, False, True]),
-    "kind": np.array(["A", "B", "A", "A"]),
-}
 
 
 def config(**changes):
     return TrainConfig.resolve({"target": "teff,logg", "device": "cpu"}, changes)
-
-
-# --------------------------------------------------------------------------- selection
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("snr > 10", [0, 1, 1, 0]),
-        ("4500 <= teff < 9000 and clean", [0, 1, 0, 1]),
-        ("not clean or kind == 'B'", [0, 1, 1, 0]),
-        ("teff / 1000 - 1 > 2 * (snr + -15) * 0 + 3.5", [0, 1, 1, 0]),
-        (" clean ", [1, 1, 0, 1]),
-        ("True", [1]),
-    ],
-)
-def test_selections(text, expected):
-    found = select(text, COLUMNS.__getitem__)
-    np.testing.assert_array_equal(np.atleast_1d(found), np.array(expected, bool))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "snr > 10 & clean",
-        "abs(snr)",
-        "snr.real",
-        "snr > ",
-        "kind > 3",
-        "-clean",
-        "x:=1",
-    ],
-)
-def test_selections_that_are_refused(text):
-    with pytest.raises(UsageError, match="selection"):
-        select(text, COLUMNS.__getitem__)
 
 
 # ------------------------------------------------------------------------------ splits

@@ -174,6 +174,15 @@ def test_without_a_shape_images_are_64x64(tmp_path):
     assert fits.getheader(tmp_path / "f.fits")["FOLD"] == "64x64"
 
 
+@pytest.mark.parametrize(
+    ("pixels", "shape"), [(2816, "44x64"), (96, "8x12"), (24, "4x6")]
+)
+def test_other_sizes_take_the_shape_nearest_to_a_square(tmp_path, pixels, shape):
+    source = prepared(tmp_path / "p.fits", rows=2, pixels=pixels)
+    folding.fold_table(source, str(tmp_path / "f.fits"))
+    assert fits.getheader(tmp_path / "f.fits")["FOLD"] == shape
+
+
 def test_to_standard_output(table, tmp_path):
     code = "import sys\nfrom stellarcli import folding\n"
     code += "folding.fold_table(sys.argv[1], '-', (4, 6))"
@@ -239,9 +248,24 @@ def test_native_sampling_can_not_be_folded(tmp_path):
 def test_a_shape_that_does_not_fit(table, tmp_path):
     with pytest.raises(UsageError, match=r"5x5.*24.*4x6"):
         folding.fold_table(table, str(tmp_path / "f.fits"), (5, 5))
-    with pytest.raises(UsageError, match="64x64"):
-        folding.fold_table(table, str(tmp_path / "f.fits"))
-    assert names(tmp_path) == ["prepared.fits"]
+    prime = prepared(tmp_path / "prime.fits", rows=2, pixels=31)
+    with pytest.raises(UsageError, match=r"31\. Shapes that fit: none near a square"):
+        folding.fold_table(prime, str(tmp_path / "f.fits"))
+    assert names(tmp_path) == ["prepared.fits", "prime.fits"]
+
+
+def test_the_command_checks_before_it_folds(table, tmp_path, stellar):
+    output, png = str(tmp_path / "f.fits"), tmp_path / "f.png"
+    words = ["fold", table, "-o", output, "--png", png]
+    for wrong in (["--row", "99"], ["--shape", "5x5"], ["--png", "f.gif"]):
+        done = stellar(*words, *wrong)
+        assert (done.status, names(tmp_path)) == (2, ["prepared.fits"]), done.err
+    done = stellar(*words)
+    assert done.err == f"5 images of 4x6 pixels in {output}\n"
+    assert png.exists()
+    again = stellar("fold", table, "-o", tmp_path / "g.fits", "--png", png)
+    assert "f.png exists; give --overwrite" in again.err
+    assert names(tmp_path) == ["f.fits", "f.png", "prepared.fits"]
 
 
 def test_folding_and_unfolding_twice_names_the_next_step(table, tmp_path):

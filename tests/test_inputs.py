@@ -77,7 +77,7 @@ def test_lists(here):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "no spectra in '@list'"), (b"SIMPLE\0", "is no text; leave out the @")],
+    [(b"", "no spectra in '@list'"), (b"SIMPLE\0", "neither text nor a catalogue")],
 )
 def test_bad_lists(here, content, words):
     Path("list").write_bytes(content)
@@ -87,8 +87,41 @@ def test_bad_lists(here, content, words):
         expand(["@none"])
 
 
-def test_missing_files_stay(here):
-    assert expand(["none.fits", "no/where"]) == ["none.fits", "no/where"]
+def test_missing_files_stay_among_others(files):
+    assert expand(["none.fits", "in/b.fits"]) == ["none.fits", "in/b.fits"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["in/b.fit"], "there is no 'in/b.fit'; check the name. Did you mean 'in/b.fi"),
+        (["inn/"], "there is no 'inn/'; check the name. Did you mean 'in'?"),
+        (["i/c.fits", "x"], "none of the 2 inputs exists, not even 'i/c.fits'"),
+        (["in/deep/err/"], "Did you mean 'in/deep/er'?"),
+        (["quite/other"], r"there is no 'quite/other'; check the name\.$"),
+    ],
+)
+def test_mistyped_names(files, typed, words):
+    with pytest.raises(UsageError, match=words):
+        expand(typed)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_what_can_not_be_reached_is_not_missing(files):
+    os.chmod("in", 0)
+    try:
+        assert expand(["in/b.fits"]) == ["in/b.fits"]
+    finally:
+        os.chmod("in", 0o755)
+
+
+@pytest.mark.parametrize("command", ["predict", "preprocess"])
+def test_a_mistyped_name_writes_nothing(stellar, stars, command):
+    done = stellar(command, "star-9.fits", "-o", "o.fits")
+    assert (done.status, done.out) == (2, b"")
+    assert "'star-9.fits'" in done.err
+    assert "Did you mean 'star-" in done.err
+    assert not Path("o.fits").exists()
 
 
 def test_paths_of_a_catalogue_are_found_beside_it(here):
@@ -101,6 +134,62 @@ def test_paths_of_a_catalogue_are_found_beside_it(here):
         catalog.write(table, rows)
         expected = ["night/a.fits", "night/100%.fits", "gone.fits"]
         assert expand([table]) == expected, table
+
+
+@pytest.fixture
+def mixed(stellar, stars, model):
+    """Spectra with an earlier output and the split of a training beside them."""
+    os.mkdir("mix")
+    for name in stars:
+        os.rename(name, f"mix/{name}")
+    done = stellar("predict", "mix", "-o", "mix/params.fits", "-m", model, "-q")
+    assert done.status == 0, done.err
+    split = np.array([("1", "a", 0, "train")], "S1,S1,i8,S5")
+    split.dtype.names = "objid", "table", "row", "part"
+    catalog.write("mix/split.fits", split)
+    return [f"mix/{name}" for name in stars]
+
+
+def test_catalogues_among_other_inputs_are_left_out(mixed):
+    catalogues = ["mix/params.fits", "mix/split.fits"]
+    for arguments in (["mix"], ["mix/*"], [*mixed, *catalogues]):
+        notes = []
+        assert expand(arguments, note=notes.append) == mixed
+        assert notes == [
+            "mix/params.fits and 1 more are catalogues, not spectra: left out; "
+            "@mix/params.fits stands for the files that it lists."
+        ]
+    with pytest.raises(UsageError, match=r"no spectra in 'mix/params\.fits', 'mix/s"):
+        expand(catalogues)
+
+
+def test_catalogues_meant_as_lists(mixed):
+    catalog.write("mix/params.csv", catalog.read("mix/params.fits").rows)
+    for name in ("mix/params.fits", "mix/params.csv"):
+        for argument in (name, f"@{name}"):
+            notes = []
+            assert expand([argument], note=notes.append) == mixed
+            assert notes == [f"5 files listed in {name}"]
+        assert expand(["x.fits", f"@{name}"]) == ["x.fits", *mixed]
+    some = "mix/params.fits[#row<3]"
+    assert expand([some, "x.fits"]) == [*mixed[:2], "x.fits"]
+    assert expand([f"@{some}"]) == mixed[:2]
+    with pytest.raises(UsageError, match=r"split\.fits has neither spectra nor a col"):
+        expand(["mix/split.fits"])
+
+
+def test_what_happened_to_catalogues_is_said(mixed, stellar, model):
+    done = stellar("predict", "mix", "-o", "again.fits", "-m", model)
+    assert "mix/params.fits and 1 more are catalogues" in done.err
+    done = stellar(
+        "predict", "-", "-o", "b.fits", stdin=Path("again.fits").read_bytes()
+    )
+    assert "5 files listed in the table on standard input" in done.err
+    assert catalog.read("b.fits").rows["file"].tolist() == mixed
+    words = ["mix/params.fits", "-o", "c.fits", "-m", model, "--quiet"]
+    assert stellar("predict", *words).err == ""
+    again = catalog.read("c.fits").rows
+    assert again.tolist() == catalog.read("again.fits").rows.tolist()
 
 
 # ------------------------------------------------------------------------- kinds

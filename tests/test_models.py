@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stellarcli import checkpoint, labels, models, preprocess
 from stellarcli.errors import UsageError
+from stellarcli.models.mkresnet import Block
 from stellarcli.models.scanet import VARIANTS, Attention, absorb_norm
 
 # small ones of every architecture: pixels and options
@@ -20,6 +21,9 @@ SMALL = {
     "resnet1d": (256, {"widths": (8, 16), "blocks": (1, 1), "hidden": 16}),
     "starnet": (256, {"hidden": (16, 8)}),
     "scanet": (1024, {"width": 0.125, "blocks": (1, 2, 2, 1)}),
+    "mkresnet": (512, {"width": 0.125}),
+    "adaboost": (256, {"trees": 4}),
+    "kmeans": (256, {"clusters": 4}),
 }
 TARGETS = {"teff": [4000.0, 6000.0], "logg": [1.0, 4.5], "feh": [-2.0, 0.5]}
 ROWS = 4
@@ -43,8 +47,11 @@ def spectra(name, rows=ROWS):
 
 
 def settled(network, name):
-    """In evaluation mode, with running statistics of the spectra where it has any."""
+    """In evaluation mode, with what it takes from spectra beside gradients."""
     network.train()
+    if hasattr(network, "fit"):
+        flux, ivar = (array.numpy() for array in spectra(name, 16))
+        network.fit(flux, ivar, flux[:, :3], seed=0)
     with torch.no_grad():
         for _ in range(20):
             network(*spectra(name, 16))
@@ -86,6 +93,9 @@ def untouched(network, name):
 
 def test_gradients_reach_all_parameters(name):
     network = build(name)
+    if models.in_one_go(name):
+        assert not list(network.parameters())
+        return
     if name == "resnet1d":  # its blocks start as the identity
         for key, parameter in network.named_parameters():
             if key.endswith("scale"):
@@ -144,6 +154,9 @@ def test_an_unknown_architecture_names_the_nearest(name):
         models.build(name + "x", pixels=256, labels=3)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in models.MODELS if not models.in_one_go(name)]
+)
 def test_multiply_adds_are_counted(name):
     assert models.count_multiply_adds(build(name), SMALL.get(name, (256, {}))[0]) > 0
 
@@ -272,3 +285,73 @@ def test_attention_is_the_same_in_training_and_evaluation():
     nn.init.normal_(layer.position)
     x = torch.randn(3, 16, 16)
     torch.testing.assert_close(layer.train()(x), layer.eval()(x))
+
+
+# --------------------------------------------------------------------------- MK ResNet
+
+
+def count(network, kind):
+    return sum(isinstance(module, kind) for module in network.modules())
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7, 9])
+def test_mkresnet_is_built_of_what_the_paper_says(kernel):
+    with torch.device("meta"):
+        network = models.build("mkresnet", pixels=3738, labels=1, kernel=kernel)
+    blocks = [module for module in network.modules() if isinstance(module, Block)]
+    shortcuts = nn.ModuleList(block.shortcut for block in blocks)
+    convolutions = count(network, nn.Conv1d) - count(shortcuts, nn.Conv1d)
+    assert (convolutions, len(blocks)) == (25, 12)
+    assert count(shortcuts, nn.Conv1d) == 6  # where a stage begins
+    assert count(network, nn.MaxPool1d) == count(network, nn.AdaptiveAvgPool1d) == 1
+    assert count(network, nn.Linear) == 1
+    assert count(network, (nn.BatchNorm1d, nn.LayerNorm)) == 0
+    sizes = {b.first.kernel_size + b.second.kernel_size for b in blocks}
+    assert sizes == {(kernel, kernel)}
+
+
+def test_mkresnet_has_the_published_size_and_positions():
+    network = models.build("mkresnet", pixels=3738, labels=1)
+    parameters = sum(p.numel() for p in network.parameters())
+    assert parameters == pytest.approx(25.2e6, rel=0.003)
+    shapes = {}
+    for name, stage in network.stages().items():
+        stage.register_forward_hook(
+            lambda m, i, output, name=name: shapes.update({name: tuple(output.shape)})
+        )
+    network(*(torch.ones(2, 3738) for _ in range(2)))
+    assert list(shapes.values()) == [
+        (2, 32, 622),
+        (2, 32, 311),
+        (2, 64, 104),
+        (2, 128, 35),
+        (2, 256, 12),
+        (2, 512, 4),
+        (2, 1024, 2),
+    ]
+    assert list(shapes) == ["stem", *(f"stage{n}" for n in range(1, 7))]
+
+
+def test_mkresnet_sees_the_noise_only_when_asked():
+    for noise in (False, True):
+        network = build("mkresnet", noise=noise)
+        flux, ivar = spectra("mkresnet")
+        same = torch.equal(network(flux, ivar)[0], network(flux, 0.1 * ivar)[0])
+        assert same is not noise
+
+
+def test_mkresnet_predicts_a_variance_only_when_asked():
+    flux, ivar = spectra("mkresnet")
+    assert not build("mkresnet")(flux, ivar)[1].any()
+    assert build("mkresnet", uncertainty=True)(flux, ivar)[1].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"kernel": 4}, "odd, not 4"), ({"width": 0.0}, "width must be positive")],
+)
+def test_mkresnet_refuses_options_that_cannot_be(options, message):
+    with pytest.raises(UsageError, match=message):
+        build("mkresnet", **options)
+    with pytest.raises(UsageError, match="10 pixels are too few"):
+        models.build("mkresnet", pixels=10, labels=1)

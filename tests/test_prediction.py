@@ -1,5 +1,6 @@
 """`stellar predict`: a row for every input, whatever happens, and the same bytes."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import surveyfiles
+from astropy.table import Table
 from conftest import program
 
 from stellarcli import catalog
@@ -153,7 +155,8 @@ def test_statuses(stellar, stars, model):
     common = ["-m", model, "--overwrite", "-o", "o.fits"]
     assert stellar("predict", *stars, *common).status == 0
     assert stellar("predict", *stars, "nowhere.fits", *common).status == 3
-    done = stellar("predict", "nowhere.fits", *common)
+    Path("list").write_text("nowhere.fits")
+    done = stellar("predict", "@list", *common)
     assert done.status == 64
     assert "none of 1 inputs gave a value" in done.err
     assert read("o.fits")["flag"].tolist() == [UNREADABLE], "the table is written"
@@ -294,6 +297,24 @@ def test_what_the_header_says(stellar, stars, model):
     assert header["COMMAND"].startswith("stellar predict star-0.fits")
     assert header["DATE"] == "2023-11-14T22:13:20"
     assert '"name": "tiny"' in header["RECIPE"]
+
+
+@pytest.mark.parametrize("name", ["o.ecsv", "o.parquet"])
+def test_text_tables_with_a_header_say_how_they_were_made(stellar, stars, model, name):
+    stellar("predict", *stars, "-o", name, "-m", model)
+    header = catalog.read(name).header
+    assert header["COMMAND"].startswith("stellar predict star-0.fits")
+    assert (header["MODEL"], header["PROGRAM"]) == ("tiny", "stellar")
+    assert header["FLAGB0"].startswith("UNREADABLE")
+
+
+def test_csv_is_what_every_reader_of_csv_reads(stellar, stars, model):
+    """No comment lines: astropy's, pandas' and TOPCAT's take them for rows."""
+    stellar("predict", *stars, "-o", "o.csv", "-m", model)
+    with open("o.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == stars
+    assert Table.read("o.csv", format="csv")["file"].tolist() == stars
 
 
 @pytest.mark.parametrize("name", ["o.csv", "o.ecsv", "o.parquet", "o.vot", "o.fits.gz"])
@@ -649,8 +670,10 @@ def test_an_interrupted_run_resumes(
     assert done.status == status
     assert "Traceback" not in done.err
     if status > 0:
-        assert "interrupted" in done.err
-        assert "--resume" in done.err
+        assert "stellar: interrupted; " in done.err
+        assert " of 6 parts of o.fits are finished; the same command with --resum" in (
+            done.err
+        )
     assert not Path("o.fits").exists()
     (parts,) = hidden()
     finished = sorted(p.name for p in Path(parts).glob("*.npy"))
@@ -691,11 +714,35 @@ def test_resume_of_a_finished_table_of_something_else(stellar, many, model, whol
     assert Path("o.fits").read_bytes() == whole
 
 
-def test_a_run_without_resume_starts_anew(process, stellar, many, model, whole):
+def test_interrupted_before_a_part_is_finished(stellar, many, model, monkeypatch):
+    from stellarcli import prediction
+
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction, "_work", pressed)
+    done = stellar("predict", *many, "-o", "o.fits", "-m", model)
+    assert done.status == 130
+    assert done.err == (
+        "stellar: interrupted; no part was finished, so there is nothing to go on "
+        "with.\n"
+    )
+    assert hidden() == []
+
+
+def test_a_run_without_resume_drops_nothing(process, stellar, many, model, whole):
     words = ["predict", *many, "-o", "o.fits", "-m", model]
     process(*words, "-j", "1", before=killed_after(2, signal.SIGKILL))
-    assert len(hidden()) == 1
-    assert stellar(*words).status == 3
+    (parts,) = hidden()
+    for inputs in (many, many[:4]):
+        done = stellar("predict", *inputs, "-o", "o.fits", "-m", model)
+        assert done.status == 2
+        assert "2 parts of o.fits, of 2 spectra at most, are there from" in done.err
+        assert "--resume to go on with it, --overwrite to start anew" in done.err
+    assert hidden() == [parts]
+    done = stellar(*words, "--overwrite")
+    assert done.status == 3
+    assert "they are dropped, since --overwrite starts anew" in done.err
     assert Path("o.fits").read_bytes() == whole
     assert hidden() == []
 

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import surveyfiles
+from astropy.io import fits
 from conftest import RECIPE
 
-from stellarcli import catalog, preparation, preprocess
+from stellarcli import catalog, dataset, preparation, preprocess
 from stellarcli.catalog import FAILED, Flag
 from stellarcli.inputs import Task
 from stellarcli.prepared import PreparedTable
 from stellarcli.preprocess import Recipe
+from stellarcli.settings import TrainConfig
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def test_bad_inputs_keep_their_rows(stellar, stars, recipe):
     ):
         assert words in log
         assert words in done.err
-    done = stellar("preprocess", "none.fits", "-r", recipe, "-o", "!p.fits")
+    done = stellar("preprocess", "bad.fits", "-r", recipe, "-o", "!p.fits")
     assert done.status == 64
     assert len(PreparedTable("p.fits")) == 1
 
@@ -334,3 +336,55 @@ def test_a_lamost_file_without_its_ivar_column_says_so(here):
     surveyfiles.lamost_table(path, columns=("FLUX", "WAVELENGTH"))
     chunk = preparation.run(Task(paths=(str(path),)), preprocess.get("spectrafm"))
     assert chunk.rows["flag"][0] & Flag.NOISE_MEASURED
+
+
+def test_the_figure_is_checked_before_the_work(stellar, stars, recipe, here):
+    Path("bad.fits").write_bytes(b"")
+    Path("there.png").write_bytes(b"")
+    for options, words in (
+        (["--figure", "f.png", "--row", "99"], "no input 99 to draw"),
+        (["--figure", "f.png", "--row", "5"], "'bad.fits', can't be drawn"),
+        (["--figure", "f.gif"], "name it *.png"),
+        (["--figure", "there.png"], "there.png exists; give --overwrite"),
+        (["--row", "2"], "--row says what --figure draws"),
+    ):
+        words_given = ["preprocess", *stars, "bad.fits", "-r", recipe, "-o", "p.fits"]
+        done = stellar(*words_given, *options)
+        assert done.status == 2
+        assert words in done.err
+        assert not Path("p.fits").exists()
+    done = stellar(*words_given, "--figure", "there.png", "--row", "1", "--overwrite")
+    assert done.status == 3
+    assert Path("there.png").stat().st_size
+
+
+def test_the_table_explains_itself_folded_too(stellar, stars, recipe):
+    assert stellar("preprocess", *stars, "-r", recipe, "-o", "p.fits").status == 0
+    assert stellar("fold", "p.fits", "-o", "f.fits").status == 0
+    assert stellar("fold", "f.fits", "--unfold", "-o", "again.fits").status == 0
+    for name in ("p.fits", "f.fits", "again.fits"):
+        primary, header = (fits.getheader(name, n) for n in (0, "SPECTRA"))
+        assert primary["FLAGB0"] == "UNREADABLE: no spectrum could be read"
+        assert primary["FLAGBAD"] == catalog.BAD
+        comments = {
+            header[f"TTYPE{n}"]: header.get(f"TCOMM{n}")
+            for n in range(1, header["TFIELDS"] + 1)
+        }
+        assert comments["rv"] == "radial velocity that was removed"
+        assert comments["flag"] == "bits explained by FLAGBn"
+        assert all(comments[column.name] for column in preparation.INFO)
+    assert Path("again.fits").read_bytes() == Path("p.fits").read_bytes()
+
+
+def test_plans_of_the_headers_keep_plates_together(stellar, recipe, here):
+    for n in range(8):
+        own = {"OBSID": n + 1, "RA": 10.0 * n, "PLANID": f"plan{n // 2}"}
+        surveyfiles.lamost_image(f"s{n}.fits", **own)
+    done = stellar("preprocess", "s*.fits", "-r", recipe, "-o", "p.fits")
+    assert done.status == 0
+    table = PreparedTable("p.fits")
+    assert table.column("plan").tolist() == [f"plan{n // 2}" for n in range(8)]
+    settings = {"target": "mjd", "group": "plan", "validation": 0.4}
+    parts = dataset.load(["p.fits"], TrainConfig.resolve(settings)).part
+    assert parts[::2].tolist() == parts[1::2].tolist()
+    assert len(set(parts)) == 2

@@ -46,6 +46,7 @@ def test_later_sources_win():
         ({"label_weights": [1, -2, 0]}, "must be positive or 0"),
         ({"target": []}, "target must name labels"),
         ({"target": "teff,teff"}, "each once"),
+        ({"freeze": "trunk"}, "freeze trunk .* name that model with --init"),
     ],
 )
 def test_mistakes(values, text):

@@ -167,6 +167,7 @@ def test_real_identifiers_and_velocities():
     dr1 = meta("spec-55862-B6212_sp06-003")
     assert (dr1.objid, dr1.snr, dr1.mjd) == ("55862-B6212_sp06-003", 71.41, 55861)
     assert meta("spec-56309-GAC088N20V1_sp08-126").objid == "56309-GAC088N20V1_sp08-126"
+    assert meta("spec-56309-GAC088N20V1_sp08-126").plan == "GAC088N20V1"
     # OBSID is -28762 in this file
     assert (
         meta("spec-55939-GAC_061N46_V3_sp07-078").objid
@@ -184,7 +185,9 @@ def test_real_identifiers_and_velocities():
     assert galaxy.object_class == "GALAXY"
     assert galaxy.rv == pytest.approx(0.122579 * SPEED_OF_LIGHT)
     assert meta("spec-0618-52049-0372").objid == "695908431386667008"
+    assert meta("spec-0618-52049-0372").plan == "618"
     visit = meta("apVisit-r13-5095-55844-128")
+    assert visit.plan == "5095"
     assert (visit.objid, visit.rv_source) == ("2M01183798+8403419", "header VHELIO")
     assert visit.rv == pytest.approx(-33.1228, abs=1e-3)
 

@@ -288,6 +288,17 @@ def test_starting_from_a_model(here, table):
         training.train([table], here / "c.safetensors", everything)
 
 
+def test_a_missing_label_names_what_is_near_and_how_to_join(here, table, stellar):
+    words = ["train", table, "-o", "m.safetensors", "--target"]
+    done = stellar(*words, "Tef")
+    assert done.status == 2
+    assert "'Tef'. Did you mean 'teff'? Valid: objid" in done.err
+    assert "joined with --labels CATALOGUE" in done.err
+    done = stellar(*words, "vmic", "--labels", table)
+    assert "unknown column of " in done.err
+    assert "--labels" not in done.err
+
+
 # --------------------------------------------------------------------------- resuming
 
 
@@ -409,7 +420,7 @@ def test_state_of_another_run_is_refused(here, table, monkeypatch):
         training.train([other], output, config(), resume=True)
     state = here / ".m.safetensors.state"
     state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(UsageError, match="is damaged; leave --resume out"):
+    with pytest.raises(UsageError, match="is damaged; give --overwrite instead"):
         training.train([table], output, config(), resume=True)
     training.train([table], output, config())
     assert not state.exists()
@@ -431,7 +442,58 @@ def test_ctrl_c_says_how_to_go_on(here, table, stellar, monkeypatch):
         done = stellar(*command)
     assert done.status == 130
     assert "the same command with --resume goes on" in done.err
+    # hours of work are not lost by typing the same again
+    again = stellar(*command)
+    assert again.status == 2
+    assert "unfinished training: network 1, 1 epochs done" in again.err
+    assert "--resume to go on with it, --overwrite to start anew" in again.err
     assert "epoch 2/3" in stellar(*command, "--resume").err
+
+
+def test_ctrl_c_before_the_first_epoch(here, table, stellar, monkeypatch):
+    def pressed(self, *batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting.Fitter, "_step", pressed)
+    done = stellar("train", table, "-o", "m.safetensors", *trainingtables.options())
+    assert done.status == 130
+    assert done.err.endswith(
+        "no epoch was finished, so there is nothing to go on with.\n"
+    )
+
+
+def test_a_training_that_would_replace_a_model_resumes_too(
+    here, table, stellar, monkeypatch
+):
+    command = ["train", table, "-o", "m.safetensors", *trainingtables.options()]
+    assert stellar(*command).status == 0
+    longer = [*command, "--set", "seed=2", "--overwrite"]
+    with monkeypatch.context() as patch:
+        interrupt(patch, 8)
+        with pytest.raises(Killed):
+            stellar(*longer)
+    state = here / ".m.safetensors.state"
+    assert state.exists()
+    done = stellar(*longer[:-1], "--resume")
+    assert (done.status, "epoch 1/3" in done.err) == (0, False), done.err
+    assert "epoch 2/3" in done.err
+    whole = [*longer[:-1], "-q"]
+    whole[3] = "whole.safetensors"
+    assert stellar(*whole).status == 0
+    assert_same("whole.safetensors", "m.safetensors")
+
+
+def test_overwriting_says_what_it_drops(here, table, stellar, monkeypatch):
+    command = ["train", table, "-o", "m.safetensors", *trainingtables.options()]
+    with monkeypatch.context() as patch:
+        interrupt(patch, 8)
+        with pytest.raises(Killed):
+            stellar(*command)
+    assert stellar(*command, "--dry-run").status == 0, "it changes nothing"
+    done = stellar(*command, "--overwrite")
+    assert done.status == 0
+    assert "1 epochs done; it is dropped, since --overwrite" in done.err
+    assert "epoch 1/3" in done.err
 
 
 # ------------------------------------------------------------------- several processes
@@ -442,9 +504,10 @@ def test_two_processes_have_the_losses_of_one(here):
     logg = random.uniform(1, 5, 90)
     logg[random.random(90) < 0.5] = np.nan
     trainingtables.write(here / "t.fits", size=90, logg=logg)
-    options = trainingtables.options(
-        **VARIED, freeze="trunk.0", patience=9, validation=0.2
-    )
+    training.train(["t.fits"], here / "start.safetensors", config(epochs=1))
+    settings = VARIED | {"init": "start.safetensors", "freeze": "trunk.0"}
+    settings |= {"patience": 9, "validation": 0.2}
+    options = trainingtables.options(**settings)
     words, environment = program("train", "t.fits", "-o", "two.safetensors", *options)
     words[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment["STELLAR_LOG"] = "two.log"  # torchrun takes --log for its own
@@ -456,7 +519,7 @@ def test_two_processes_have_the_losses_of_one(here):
     one = training.train(
         ["t.fits"],
         here / "one.safetensors",
-        config(**VARIED, freeze="trunk.0", patience=9, validation=0.2),
+        config(**settings),
     )
     two = checkpoint.load("two.safetensors")
     for a, b in zip(one.training["history"], two.training["history"], strict=True):

@@ -16,15 +16,24 @@ matching  `match`: rows of two tables that belong together
 
 from stellarcli.catalog.files import (
     FORMATS,
+    check_absent,
     check_directory,
     check_output,
     deliver,
     explained,
     literal,
+    nearest,
     temporary_name,
     write_checksum,
 )
-from stellarcli.catalog.flags import BAD, FAILED, FLAG_MEANING, Flag, describe_flags
+from stellarcli.catalog.flags import (
+    BAD,
+    FAILED,
+    FLAG_MEANING,
+    Flag,
+    describe_flags,
+    flag_cards,
+)
 from stellarcli.catalog.matching import (
     DECLINATIONS,
     FILES,
@@ -34,12 +43,13 @@ from stellarcli.catalog.matching import (
     WAYS,
     Match,
     Matcher,
+    check_radius,
     match,
 )
-from stellarcli.catalog.reading import read
+from stellarcli.catalog.reading import from_astropy, read
 from stellarcli.catalog.table import Column, Table, columns, columns_of, find, rows
 from stellarcli.catalog.text import decode_name, encode_name
-from stellarcli.catalog.writing import string_widths, write, write_parts
+from stellarcli.catalog.writing import Extension, string_widths, write, write_parts
 
 __all__ = [
     "BAD",
@@ -53,12 +63,15 @@ __all__ = [
     "RIGHT_ASCENSIONS",
     "WAYS",
     "Column",
+    "Extension",
     "Flag",
     "Match",
     "Matcher",
     "Table",
+    "check_absent",
     "check_directory",
     "check_output",
+    "check_radius",
     "columns",
     "columns_of",
     "decode_name",
@@ -67,8 +80,11 @@ __all__ = [
     "encode_name",
     "explained",
     "find",
+    "flag_cards",
+    "from_astropy",
     "literal",
     "match",
+    "nearest",
     "read",
     "rows",
     "string_widths",

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from typing import IO
 
 from stellarcli.errors import OutputExistsError, StellarError, UsageError
@@ -28,6 +29,8 @@ FORMATS = {
     ".xml": "votable",
     ".parquet": "parquet",
 }
+
+ALIKE = 0.7  # of names, as difflib measures; endings are alike anyway
 
 
 def format_of(path: str) -> str | None:
@@ -72,11 +75,16 @@ def check_output(
         path, overwrite = path[1:], True
     _check_format(path, formats or set(FORMATS.values()))
     check_directory(path)
+    check_absent(path, overwrite)
+    return path
+
+
+def check_absent(path: str, overwrite: bool) -> None:
+    """Raise `OutputExistsError` if a file is there and may not be replaced."""
     if os.path.exists(path) and not overwrite:
         raise OutputExistsError(
             f"{path} exists; give --overwrite to replace it, or another name."
         )
-    return path
 
 
 def _check_not_terminal() -> None:
@@ -113,6 +121,32 @@ def check_directory(path: str) -> None:
         )
     if not os.access(directory, os.W_OK):
         raise UsageError(f"directory {directory} of {path} is not writable.")
+
+
+def nearest(path: str) -> str:
+    """Hint at the existing name that is most like one that doesn't exist.
+
+    Parameters
+    ----------
+    path : str
+        If a directory of it is missing already, that is what is looked for.
+
+    Returns
+    -------
+    str
+        A sentence after a blank; empty where nothing is alike, or the name exists.
+    """
+    path = os.path.normpath(path)
+    if os.path.exists(path):
+        return ""
+    while not os.path.isdir(os.path.dirname(path) or "."):
+        path = os.path.dirname(path)
+    directory, name = os.path.split(path)
+    with suppress(OSError):
+        near = get_close_matches(name, os.listdir(directory or "."), 1, ALIKE)
+        if near:
+            return f" Did you mean '{os.path.join(directory, near[0])}'?"
+    return ""
 
 
 @contextmanager

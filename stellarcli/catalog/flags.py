@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntFlag
 
+from stellarcli.provenance import Card
+
 
 class Flag(IntFlag):
     """What is to be known about a row. Bits 14 to 23 are spare, 24 to 30 the user's."""
@@ -58,6 +60,16 @@ BAD = (
     | Flag.DISAGREEMENT
     | Flag.ARMS_DIFFER
 )
+
+
+def flag_cards() -> list[Card]:
+    """Cards that explain the bits of a flag column, and say which not to trust."""
+    cards: list[Card] = []
+    for flag, meaning in FLAG_MEANING.items():
+        bit = flag.bit_length() - 1
+        text = f"{flag.name}: {meaning}"
+        cards.append((f"FLAGB{bit}", text, f"flag bit {bit} = {flag}"))
+    return [*cards, ("FLAGBAD", int(BAD), "bits of rows not to trust")]
 
 
 def describe_flags(value: int) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from stellarcli.catalog.table import find
 from stellarcli.catalog.text import to_ascii
+from stellarcli.errors import UsageError
 
 IDENTIFIERS = (
     "objid",
@@ -95,6 +96,12 @@ def match(
     return Matcher(right, radius)(left, by)
 
 
+def check_radius(radius: float) -> None:
+    """Raise `UsageError` unless a radius of a search, in arcsec, is 0 or more."""
+    if not radius >= 0:
+        raise UsageError(f"--radius must be 0 arcsec or more, not {radius:g}.")
+
+
 class Matcher:
     """`match` with one table on the right, for many on the left.
 
@@ -106,9 +113,15 @@ class Matcher:
     right : structured ndarray
     radius : float
         Of the search on the sky, arcsec.
+
+    Raises
+    ------
+    UsageError
+        If the radius is negative.
     """
 
     def __init__(self, right: np.ndarray, radius: float = 3.0):
+        check_radius(radius)
         self.right = right
         self.radius = radius
         self._keys: dict[str, Keys] = {}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from stellarcli.catalog.files import format_of, literal, opened
+from stellarcli.catalog.files import format_of, literal, nearest, opened
 from stellarcli.catalog.table import Table, cards_by_name
 from stellarcli.errors import UsageError
 from stellarcli.provenance import Card
@@ -42,8 +42,10 @@ def read(
     """
     source = os.fspath(source)
     file, extension = _split_extended(source)
+    if os.path.isdir(file):
+        raise UsageError(f"{file} is a directory; name a table in it.")
     if file != "-" and not os.path.isfile(file):
-        raise UsageError(f"there is no table {file}; check the name.")
+        raise UsageError(f"there is no table {file}; check the name.{nearest(file)}")
     form = format_of(file) or "fits"
     wanted = columns or (lambda name: True)
     try:
@@ -120,9 +122,25 @@ def _read_astropy(file: str, form: str, wanted: Callable[[str], bool]) -> Table:
             table = AstropyTable.read(lines, format=form, guess=False)
     if not table.colnames:
         raise ValueError("it has no columns")
-    arrays = {name: _filled(table[name]) for name in table.colnames if wanted(name)}
-    units = {name: str(table[name].unit or "") for name in arrays}
-    return _table(_structured(arrays, len(table)), dict(table.meta), units, file)
+    return from_astropy(table, file, wanted)
+
+
+def from_astropy(
+    table, name: str, wanted: Callable[[str], bool] = lambda column: True
+) -> Table:
+    """Take over a table of astropy's; missing numbers are NaN, missing text is empty.
+
+    Parameters
+    ----------
+    table : astropy.table.Table
+    name : str
+        What it was read from.
+    wanted : callable, optional
+        As `columns` of `read`.
+    """
+    arrays = {key: _filled(table[key]) for key in table.colnames if wanted(key)}
+    units = {key: str(table[key].unit or "") for key in arrays}
+    return _table(_structured(arrays, len(table)), dict(table.meta), units, name)
 
 
 def _read_parquet(file: str, form: str, wanted: Callable[[str], bool]) -> Table:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stellarcli.catalog.text import to_ascii
-from stellarcli.labels import Label
+from stellarcli.labels import SUBTYPE, Label
 from stellarcli.provenance import Card
 
 
@@ -54,7 +54,8 @@ def columns(labels: Sequence[Label], *, velocity: bool = False) -> list[Column]:
     Returns
     -------
     list of Column
-        ``objid, file, ra, dec, snr, <label>, <label>_err …, flag``.
+        ``objid, file, ra, dec, snr, <label>, <label>_err …, flag``; before a spectral
+        type as a number it as text, ``sptype``.
     """
     found = [
         Column("objid", "S", "", "identifier given by the survey"),
@@ -68,6 +69,8 @@ def columns(labels: Sequence[Label], *, velocity: bool = False) -> list[Column]:
     for label in labels:
         name, unit, display = label.name, label.unit, label.display
         error = f"standard error of {name}"
+        if name == SUBTYPE:
+            found.append(Column("sptype", "S", "", "nearest spectral type"))
         found.append(Column(name, "f4", unit, label.description, display))
         found.append(Column(f"{name}_err", "f4", unit, error, display))
     return [*found, Column("flag", "i4", "", "bits explained by FLAGBn", "I10")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from stellarcli.catalog.files import (
     temporary_name,
     write_checksum,
 )
-from stellarcli.catalog.flags import BAD, FLAG_MEANING
+from stellarcli.catalog.flags import flag_cards
 from stellarcli.catalog.table import Column, cards_by_name, columns_of, row_type
 from stellarcli.catalog.text import ascii_text, to_ascii
 from stellarcli.provenance import Card
@@ -26,6 +27,27 @@ from stellarcli.provenance import Card
 Part = np.ndarray | str | os.PathLike | Callable[[], np.ndarray]
 
 CHUNK = 65536  # rows converted and handed to the writer at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Extension:
+    """A further table of a FITS file.
+
+    Attributes
+    ----------
+    name : str
+        EXTNAME.
+    columns : sequence of Column
+    parts : iterable of structured ndarray
+        Read once.
+    widths : mapping of str to int
+        Bytes of each text column.
+    """
+
+    name: str
+    columns: Sequence[Column]
+    parts: Iterable[Part]
+    widths: Mapping[str, int]
 
 
 def write(
@@ -55,6 +77,7 @@ def write_parts(
     header: Iterable[Card] = (),
     overwrite: bool = False,
     widths: Mapping[str, int] | None = None,
+    extensions: Sequence[Extension] = (),
 ) -> None:
     """Write the rows of many parts as one table.
 
@@ -79,6 +102,8 @@ def write_parts(
         Whether an existing file may be replaced.
     widths : mapping of str to int, optional
         Bytes of each text column, where known; the longest value otherwise.
+    extensions : sequence of Extension
+        Further tables, which formats other than FITS leave out.
 
     Raises
     ------
@@ -94,13 +119,14 @@ def write_parts(
         parts = list(parts)
         widths = string_widths(parts, columns)
     dtype = row_type(columns, widths)
-    chunks = (chunk for part in parts for chunk in _chunks(_load(part), dtype))
     cards = _cards(header, columns)
     with temporary_name(path) as temporary, explained(path, temporary):
         form = "fits" if path == "-" else format_of(path)
         if form == "fits":
-            _write_fits(temporary, chunks, dtype, columns, cards)
+            first = Extension("CATALOGUE", columns, parts, widths)
+            _write_fits(temporary, [first, *extensions], cards)
         else:
+            chunks = (chunk for part in parts for chunk in _chunks(_load(part), dtype))
             whole = np.concatenate([np.zeros(0, dtype), *chunks])
             writer = _write_parquet if form == "parquet" else _write_astropy
             writer(temporary, whole, columns, cards, form)
@@ -165,14 +191,9 @@ def _fitting(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 def _cards(header: Iterable[Card], columns: Sequence[Column]) -> list[Card]:
     """Cards of the caller, and for a flag column those which explain its bits."""
     cards = [(name, _card_value(value), *comment) for name, value, *comment in header]
-    if not any(column.name == "flag" for column in columns):
-        return cards
-    for flag, meaning in FLAG_MEANING.items():
-        bit = flag.bit_length() - 1
-        cards.append(
-            (f"FLAGB{bit}", f"{flag.name}: {meaning}", f"flag bit {bit} = {flag}")
-        )
-    return [*cards, ("FLAGBAD", int(BAD), "bits of rows not to trust")]
+    if any(column.name == "flag" for column in columns):
+        cards += flag_cards()
+    return cards
 
 
 def _card_value(value: object) -> object:
@@ -185,34 +206,35 @@ def _card_value(value: object) -> object:
     return ascii_text(str(value))
 
 
-def _write_fits(
-    path: str,
-    chunks: Iterable[np.ndarray],
-    dtype: np.dtype,
-    columns: Sequence[Column],
-    cards: Iterable[Card],
-) -> None:
+def _write_fits(path: str, tables: Sequence[Extension], cards: Iterable[Card]) -> None:
     import fitsio
 
     with literal(path) as plain, fitsio.FITS(plain, "rw", clobber=True) as file:
-        units = [column.unit for column in columns]
-        file.create_table_hdu(dtype=dtype, units=units, extname="CATALOGUE")
-        table = file[-1]
-        for number, column in enumerate(columns, start=1):
-            if column.description:
-                table.write_key(f"TCOMM{number}", column.description)
-            if column.display:
-                table.write_key(f"TDISP{number}", column.display)
-        for name, value, *comment in cards:
-            _write_card(table, name, value, *comment)
-        for chunk in chunks:
-            table.append(chunk)
+        for number, table in enumerate(tables):
+            _append_table(file, table, () if number else cards)
         for hdu in file:
             write_checksum(hdu)
-        size = table.get_offsets()["data_end"]
+        size = file[-1].get_offsets()["data_end"]
     # closing flushes cfitsio's buffers, and reports no error
     if os.path.getsize(path) != size:
         raise OSError(f"{os.path.getsize(path)} of {size} bytes were written")
+
+
+def _append_table(file, content: Extension, cards: Iterable[Card]) -> None:
+    dtype = row_type(content.columns, content.widths)
+    units = [column.unit for column in content.columns]
+    file.create_table_hdu(dtype=dtype, units=units, extname=content.name)
+    table = file[-1]
+    for number, column in enumerate(content.columns, start=1):
+        if column.description:
+            table.write_key(f"TCOMM{number}", column.description)
+        if column.display:
+            table.write_key(f"TDISP{number}", column.display)
+    for name, value, *comment in cards:
+        _write_card(table, name, value, *comment)
+    for part in content.parts:
+        for chunk in _chunks(_load(part), dtype):
+            table.append(chunk)
 
 
 def _write_card(hdu, name: str, value: object, comment: str = "") -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from stellarcli.cli import compare, fetch, fold, predict, preprocess, train
+from stellarcli.cli import compare, explain, fetch, fold, predict, preprocess, train
 from stellarcli.cli.reporting import Commands
 
 app = typer.Typer(
@@ -58,3 +58,4 @@ app.command("fold")(fold.fold)
 app.command("train")(train.train)
 app.command("predict")(predict.predict)
 app.command("compare")(compare.compare)
+app.command("explain")(explain.explain)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stellarcli.cli import options
-from stellarcli.cli.reporting import command_line, say
+from stellarcli.cli.reporting import command_line, print_blocks, print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +99,7 @@ def compare(
         typer.Option(
             metavar="NAME",
             help="Instead of catalogues, the sizes and speeds of a paper's networks: "
-            "scanet or rdn.",
+            "scanet, mkresnet or rdn.",
         ),
     ] = None,
     latency: Annotated[
@@ -281,55 +281,9 @@ def _deliver(
         cards = provenance.cards(command_line())
         writing.write(output, blocks, records, cards)
     if json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     elif output != "-":
-        _print(blocks)
-
-
-def _print_json(values: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(_plain(values), indent=1, allow_nan=False))
-
-
-def _plain(values: Any) -> Any:
-    """Values that JSON has: NaN and infinity become null."""
-    import numpy as np
-
-    if isinstance(values, dict):
-        return {str(key): _plain(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_plain(value) for value in values]
-    if isinstance(values, np.generic):
-        values = values.item()
-    if isinstance(values, float) and not np.isfinite(values):
-        return None
-    return values
-
-
-def _print(blocks: Sequence[Block]) -> None:
-    """Draw tables as wide as they are where standard output is no terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    for block in blocks:
-        grid = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
-        for n, name in enumerate(block.head):
-            fixed = {"justify": "right", "no_wrap": True} if n else {"overflow": "fold"}
-            grid.add_column(Text(name), **fixed)
-        for row in block.rows:
-            grid.add_row(*map(Text, row))
-        if not console.is_terminal:
-            widest = Console(width=10_000).measure(grid).maximum
-            console.width = max(console.width, widest)
-        console.print(Text(block.title, style="bold"))
-        console.print(grid)
-        for note in block.notes:
-            console.print(Text(note, style="dim"))
-        console.print()
+        print_blocks(blocks)
 
 
 def _architectures(
@@ -351,6 +305,6 @@ def _architectures(
 
         writing.write_architectures(output, rows, provenance.cards(command_line()))
     if json:
-        _print_json(rows)
+        print_json(rows)
     elif output != "-":
         typer.echo(architectures.to_text(rows))

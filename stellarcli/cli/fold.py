@@ -23,7 +23,8 @@ def fold(
         str | None,
         typer.Option(
             metavar="ROWSxCOLUMNS",
-            help="Of the images; the recipe's by default, or 64x64.",
+            help="Of the images; by default the recipe's, or 64x64, or else the one "
+            "that fits nearest to a square.",
             show_default=False,
         ),
     ] = None,
@@ -53,18 +54,21 @@ def fold(
 
       stellar fold folded.fits -o again.fits --unfold
     """
-    from stellarcli import catalog, folding, inputs
+    from stellarcli import catalog, figures, folding, inputs
 
     target = catalog.check_output(output, overwrite, formats=("fits",))
+    wanted = folding.parse_shape(shape)
     source = inputs.expand(["-"])[0] if prepared == "-" else prepared
-    if unfold:
-        count = folding.unfold_table(source, target)
-    else:
-        count = folding.fold_table(source, target, folding.parse_shape(shape))
     if png:
-        from stellarcli import figures
-
-        figures.folded(source, folding.parse_shape(shape), row, png)
+        figures.check_output(png, overwrite)
+        folding.read_image(source, row, wanted)  # before the work
+    if unfold:
+        made = f"{folding.unfold_table(source, target)} spectra"
+    else:
+        rows, columns = wanted = folding.choose_shape(source, wanted)
+        count = folding.fold_table(source, target, wanted)
+        made = f"{count} images of {rows}x{columns} pixels"
+    if png:
+        figures.folded(source, wanted, row, png)
     if not quiet:
-        what = "spectra" if unfold else "images"
-        say(f"{count} {what} in {'standard output' if target == '-' else target}")
+        say(f"{made} in {'standard output' if target == '-' else target}")

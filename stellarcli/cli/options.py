@@ -15,6 +15,16 @@ Output = Annotated[
         help="Output file; - is standard output, !FILE replaces an existing one.",
     ),
 ]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|FILE",
+        envvar="STELLAR_MODEL",
+        help="Shipped model or a file of 'stellar train'.",
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing output.")
 ]
@@ -72,8 +82,9 @@ Paths = Annotated[
     list[str],
     typer.Argument(
         metavar="PATHS...",
-        help="Files, directories, quoted globs, @list.txt, catalogues with a column of "
-        "paths, prepared tables; - is a table on standard input.",
+        help="Files, directories, quoted globs, prepared tables; @list: the paths in a "
+        "text file, or in a catalogue with a column of them, which may also be named "
+        "alone; - is a table on standard input.",
         show_default=False,
     ),
 ]

@@ -12,6 +12,7 @@ from stellarcli.cli.reporting import (
     progress,
     report_reasons,
     say,
+    sayer,
     start_log,
 )
 
@@ -19,16 +20,7 @@ from stellarcli.cli.reporting import (
 def predict(
     paths: options.Paths,
     output: options.Output,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FILE",
-            envvar="STELLAR_MODEL",
-            help="Shipped model or a file of 'stellar train'.",
-        ),
-    ] = "default",
+    model: options.Model = "default",
     precision: Annotated[
         str,
         typer.Option(
@@ -70,7 +62,8 @@ def predict(
     """Predict stellar labels of spectra and write a catalogue.
 
     Every input gets a row, in input order; rows that could not be computed are flagged
-    and hold NaN. The header explains the flags.
+    and hold NaN. The header says how the values were made and explains the flags; .csv
+    and .vot have none, so take .fits, .parquet, or .ecsv, which is CSV below a header.
 
     Examples:
 
@@ -103,7 +96,8 @@ def predict(
         resume=resume,
     )
     catalog.check_output(output, overwrite or resume or shard is not None)
-    tasks = list(inputs.tasks(inputs.expand(paths, output), prediction.CHUNK))
+    found = inputs.expand(paths, output, sayer(quiet))
+    tasks = list(inputs.tasks(found, prediction.CHUNK))
     with progress(sum(map(len, tasks)), "spectra", quiet) as bar:
         summary = prediction.predict(
             tasks,
@@ -112,6 +106,7 @@ def predict(
             overwrite=overwrite,
             cards=provenance.cards(command_line()),
             progress=bar.update,
+            note=sayer(quiet),
         )
     report_reasons(summary.reasons, log, quiet)
     if not quiet:

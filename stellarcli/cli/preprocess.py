@@ -12,6 +12,7 @@ from stellarcli.cli.reporting import (
     progress,
     report_reasons,
     say,
+    sayer,
     start_log,
 )
 
@@ -78,18 +79,25 @@ def preprocess(
     from stellarcli import (
         catalog,
         checkpoint,
+        figures,
         inputs,
         parallel,
         preparation,
         provenance,
         velocity,
     )
-    from stellarcli.errors import ExitStatus, NoUsableSpectraError
+    from stellarcli.errors import ExitStatus, NoUsableSpectraError, UsageError
 
     target = catalog.check_output(output, overwrite, formats=("fits",))
     chosen = checkpoint.find_recipe(recipe)
     table = catalog.read(labels) if labels else None
-    found = inputs.expand(paths, output)
+    found = inputs.expand(paths, output, sayer(quiet))
+    if figure:
+        figures.check_output(figure, overwrite)
+        if figure_row is not None:
+            figures.read_row(found, figure_row)  # before the work
+    elif figure_row is not None:
+        raise UsageError("--row says what --figure draws; give both, or neither.")
     tasks = list(inputs.tasks(found, preparation.CHUNK))
     with progress(sum(map(len, tasks)), "spectra", quiet) as bar:
         summary = preparation.write_table(
@@ -105,8 +113,6 @@ def preprocess(
             progress=bar.update,
         )
     if figure:
-        from stellarcli import figures
-
         figures.before_and_after(found, chosen, figure, figure_row)
     report_reasons(summary.reasons, log, quiet)
     if not quiet:

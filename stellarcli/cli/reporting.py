@@ -7,14 +7,18 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
+from stellarcli.cli.mistakes import Mistake, explain
 from stellarcli.errors import ExitStatus, StellarError
+
+if TYPE_CHECKING:
+    from stellarcli.comparison.tables import Block
 
 SHOWN = 10  # reasons listed on the terminal; the log has all of them
 
@@ -22,19 +26,25 @@ SHOWN = 10  # reasons listed on the terminal; the log has all of them
 class Commands(TyperGroup):
     """The command group that turns errors into one sentence and an exit status."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> typer.Context:
+        """Read the options that stand before a command."""
+        with _explained("stellar"):
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: typer.Context) -> Any:
         """Run a command."""
         _heed_signals()
         _without_log()
         try:
-            return super().invoke(ctx)
+            with _explained("stellar", ctx):
+                return super().invoke(ctx)
         except StellarError as error:
             say(f"stellar: {error}")
             logging.getLogger("stellarcli").error(str(error))
             raise typer.Exit(error.exit_status) from None
         except KeyboardInterrupt as error:
             _ignore_signals()
-            say("stellar: interrupted; 'predict --resume' goes on with finished parts.")
+            say("; ".join(["stellar: interrupted", *getattr(error, "__notes__", [])]))
             ended = isinstance(error, Ended)
             status = 128 + error.number if ended else ExitStatus.INTERRUPTED
             raise typer.Exit(status) from None
@@ -42,6 +52,19 @@ class Commands(TyperGroup):
             # the program behind the pipe has seen enough; keep Python from complaining
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ExitStatus.FAILED) from None
+
+
+@contextmanager
+def _explained(called: str, ctx: typer.Context | None = None) -> Iterator[None]:
+    """Turn a mistake in the command line into one sentence."""
+    try:
+        yield
+    except Mistake as mistake:
+        if type(mistake).__name__ == "NoArgsIsHelpError":
+            raise  # it shows the help
+        words = [called, ctx.invoked_subcommand] if ctx else [called]
+        say(f"stellar: {explain(mistake, ' '.join(filter(None, words)))}")
+        raise typer.Exit(ExitStatus.USAGE) from None
 
 
 class Ended(KeyboardInterrupt):
@@ -75,6 +98,11 @@ def _ignore_signals() -> None:
 def say(text: str) -> None:
     """Print a line on standard error."""
     typer.echo(text, err=True)
+
+
+def sayer(quiet: bool) -> Callable[[str], None]:
+    """Return what takes notes of the library: `say`, or nothing with `quiet`."""
+    return (lambda text: None) if quiet else say
 
 
 class _Lines(logging.Formatter):
@@ -183,6 +211,51 @@ def printable(name: str) -> str:
     """Return a file name on one line that any terminal can take, ? for odd bytes."""
     text = name.encode("utf-8", "replace").decode("utf-8")
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def print_json(values: Any) -> None:
+    """Print values as JSON on standard output."""
+    typer.echo(json.dumps(_plain(values), indent=1, allow_nan=False))
+
+
+def _plain(values: Any) -> Any:
+    """Values that JSON has: NaN and infinity become null."""
+    import numpy as np
+
+    if isinstance(values, dict):
+        return {str(key): _plain(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_plain(value) for value in values]
+    if isinstance(values, np.generic):
+        values = values.item()
+    if isinstance(values, float) and not np.isfinite(values):
+        return None
+    return values
+
+
+def print_blocks(blocks: Sequence[Block]) -> None:
+    """Draw tables as wide as they are where standard output is no terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for block in blocks:
+        grid = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
+        for n, name in enumerate(block.head):
+            fixed = {"justify": "right", "no_wrap": True} if n else {"overflow": "fold"}
+            grid.add_column(Text(name), **fixed)
+        for row in block.rows:
+            grid.add_row(*map(Text, row))
+        if not console.is_terminal:
+            widest = Console(width=10_000).measure(grid).maximum
+            console.width = max(console.width, widest)
+        console.print(Text(block.title, style="bold"))
+        console.print(grid)
+        for note in block.notes:
+            console.print(Text(note, style="dim"))
+        console.print()
 
 
 def command_line() -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stellarcli.cli import options
-from stellarcli.cli.reporting import Ended, command_line, log_fields, say, start_log
+from stellarcli.cli.reporting import (
+    command_line,
+    log_fields,
+    say,
+    sayer,
+    start_log,
+)
 
 if TYPE_CHECKING:
     from stellarcli import checkpoint, fitting, sweep
@@ -44,7 +49,8 @@ def train(
             "--model",
             "-m",
             metavar="NAME",
-            help="Architecture: resnet1d, scanet, rdn, resnet, densenet, starnet.",
+            help="Architecture: resnet1d, scanet, mkresnet, rdn, resnet, densenet, "
+            "starnet; or kernel, adaboost, kmeans, which are computed in one go.",
         ),
     ] = None,
     config: Annotated[
@@ -68,7 +74,11 @@ def train(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Label columns, such as teff,logg,feh."),
+        typer.Option(
+            metavar="NAMES",
+            help="Label columns, such as teff,logg,feh; sptype for spectral types, as "
+            "text or numbers.",
+        ),
     ] = None,
     labels: Annotated[
         str | None,
@@ -169,7 +179,15 @@ def train(
       stellar train folded.fits -o sca.safetensors -m scanet --preset paper --seeds 5
     """
     start_log(log, verbose, lines=True)
-    from stellarcli import catalog, planning, processes, provenance, sweep, training
+    from stellarcli import (
+        catalog,
+        planning,
+        processes,
+        provenance,
+        resuming,
+        sweep,
+        training,
+    )
     from stellarcli.devices import choose_device
     from stellarcli.settings import parse_grid
 
@@ -188,17 +206,23 @@ def train(
     }
     resolved = _resolve(preset, config, settings, given)
     runs = sweep.plan(resolved, seeds=seeds, grid=parse_grid(grid or []))
-    target_path = _check_output(output, runs, overwrite or resume or dry_run)
+    target_path = _check_output(output, runs, overwrite, resume or dry_run)
     catalogue = catalog.read(labels) if labels else None
     facts = provenance.facts(command_line())
     with (
         _interruptible(target_path, runs),
         processes.join(choose_device(resolved.device)) as world,
-        planning.prepared(tables, recipe, target_path, world) as paths,
+        planning.prepared(
+            tables, recipe, target_path, world, sayer(quiet or not world.first)
+        ) as paths,
     ):
         if dry_run:
             say(planning.describe(paths, runs[0].config, len(runs), catalogue))
             return
+        if world.first and not (resume or quiet):
+            for path in _models(target_path, runs):
+                if state := resuming.describe(path):
+                    say(f"{state}; it is dropped, since --overwrite starts anew.")
 
         def report(run: sweep.Run, progress: fitting.Progress) -> None:
             log_fields("epoch", run=run.tag, **_without_nan(vars(progress)))
@@ -246,11 +270,15 @@ def _resolve(
     return TrainConfig.resolve(first, *sources)
 
 
-def _check_output(output: str, runs: list, replace: bool) -> Path:
-    """Return the path of the model; refuse what couldn't be written, or is there."""
-    from stellarcli import catalog, sweep, training
+def _check_output(output: str, runs: list, overwrite: bool, keeps: bool) -> Path:
+    """Return the path of the model; refuse what couldn't be written, or is there.
+
+    A run that keeps what is there may find a model, and the state of a training.
+    """
+    from stellarcli import catalog, resuming, training
     from stellarcli.errors import OutputExistsError, UsageError
 
+    overwrite = overwrite or output.startswith("!")
     path = Path(output.removeprefix("!"))
     if path.suffix != ".safetensors":
         raise UsageError(
@@ -258,38 +286,48 @@ def _check_output(output: str, runs: list, replace: bool) -> Path:
             f"{path.with_suffix('.safetensors')}."
         )
     catalog.check_directory(str(path))
-    models = [path, *(sweep.path_of(run, path) for run in runs if run.tag)]
+    models = _models(path, runs)
     endings = (".safetensors", ".runs.csv", *training.BESIDE)
     written = [model.with_suffix(ending) for model in models for ending in endings]
     there = [str(name) for name in written if name.exists()]
-    if there and not (replace or output.startswith("!")):
+    if there and not (overwrite or keeps):
         raise OutputExistsError(
             f"{', '.join(map(repr, there[:3]))} {'exist' if there[1:] else 'exists'}; "
             "give --overwrite to replace, --resume to go on with an interrupted run, "
             "or another name."
         )
+    unfinished = next(filter(None, map(resuming.describe, models)), "")
+    if unfinished and not (overwrite or keeps):
+        raise OutputExistsError(
+            f"{unfinished}. Give --resume to go on with it, --overwrite to start anew, "
+            "or another name."
+        )
     return path
+
+
+def _models(output: Path, runs: list) -> list[Path]:
+    """Return all model files that are to be written."""
+    from stellarcli import sweep
+
+    return [output, *(sweep.path_of(run, output) for run in runs if run.tag)]
 
 
 @contextmanager
 def _interruptible(output: Path, runs: list) -> Iterator[None]:
     """Say after Ctrl-C, or when time is up, how to go on."""
-    from stellarcli import resuming, sweep
+    from stellarcli import resuming
 
     try:
         yield
     except KeyboardInterrupt as error:
-        models = [output, *(sweep.path_of(run, output) for run in runs if run.tag)]
+        models = _models(output, runs)
         files = [resuming.path_of(model) for model in models] + models[1:]
-        kept = any(file.exists() for file in files)
-        say(
-            "stellar: interrupted; the same command with --resume goes on after the "
-            "last finished epoch."
-            if kept
-            else "stellar: interrupted before the first epoch was finished."
+        error.add_note(
+            "the same command with --resume goes on after the last finished epoch."
+            if any(file.exists() for file in files)
+            else "no epoch was finished, so there is nothing to go on with."
         )
-        number = error.number if isinstance(error, Ended) else signal.SIGINT
-        raise typer.Exit(128 + number) from None
+        raise
 
 
 def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
@@ -341,6 +379,8 @@ def _summarise(model: checkpoint.Model, path: Path) -> None:
         for name, values in metrics.items()
     ]
     _print(("rows", "label", "MAE", "RMSE", "bias", "NMAD", "within 1σ", "n"), rows)
+    for note in facts["notes"]:
+        say(f"  {note}")
     if facts["judged_on"] == "train":
         say(
             "  too few validation rows: errors and flags are calibrated on training "

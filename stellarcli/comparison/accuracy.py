@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stellarcli import catalog, metrics, published
+from stellarcli import catalog, metrics, published, selection
 from stellarcli.comparison import pairs as pairing
 from stellarcli.comparison import sides
 from stellarcli.comparison.pairs import Pairs, Values
@@ -20,6 +20,7 @@ from stellarcli.comparison.sides import Assignment, Side, Wishes
 from stellarcli.errors import UsageError
 
 SNR_EDGES = (0, 10, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 1000)
+PREDICTED = "MODELSHA"  # card of a catalogue that a model made
 BINS = 12  # wanted in a quantity without edges of its own, at most
 
 Statistics = dict[str, Any]
@@ -60,10 +61,10 @@ class Request:
         return Wishes(
             tuple(Assignment.parse(text, "--column") for text in self.columns),
             tuple(Assignment.parse(text, "--unit") for text in self.units),
-            tuple(name.lower() for name in self.target),
+            tuple(map(sides.label_name, self.target)),
             (
                 *(parse_bins(text)[0] for text in self.by),
-                *sides.names_in(self.select),
+                *selection.names(self.select or ""),
                 *extra,
             ),
         )
@@ -169,13 +170,13 @@ def compare(sources: Sequence[str], request: Request) -> Comparison:
     UsageError
         If something can't be read, matched or compared.
     """
-    check_sources(sources, 2, "name the truth last")
+    check_sources(sources, 2, "name one or more, and the truth last")
     wishes = request.wishes()
     if request.paper:
         published.get(request.paper)
     *first, last = read_sides(sources, wishes, truth=True)
     matcher = catalog.Matcher(last.rows, request.radius)
-    notes: list[str] = []
+    notes = _order_notes(first, last)
     models = [_model(side, last, matcher, request, notes) for side in first]
     duels = [duel for pair in combinations(models, 2) for duel in _duels(*pair)]
     found = Comparison(models, last.source, duels, request.paper, notes)
@@ -190,7 +191,8 @@ def compare(sources: Sequence[str], request: Request) -> Comparison:
 def check_sources(sources: Sequence[str], least: int, hint: str) -> None:
     """Refuse too few catalogues, and standard input twice."""
     if len(sources) < least:
-        raise UsageError(f"{len(sources)} catalogues were given; {hint}.")
+        were = "catalogue was" if len(sources) == 1 else "catalogues were"
+        raise UsageError(f"{len(sources)} {were} given; {hint}.")
     if sources.count("-") > 1:
         raise UsageError("standard input can be read once only; name a file.")
 
@@ -213,6 +215,21 @@ def read_sides(sources: Sequence[str], wishes: Wishes, truth: bool) -> list[Side
         if names.count(side.name) > 1
         else side
         for side in found
+    ]
+
+
+def _order_notes(models: Sequence[Side], truth: Side) -> list[str]:
+    """Say so where the catalogue that stands last looks like no truth."""
+    if PREDICTED in truth.header and not any(PREDICTED in m.header for m in models):
+        what = "was made by 'stellar predict'"
+    elif truth.errors and not any(model.errors for model in models):
+        what = "alone has standard errors"
+    else:
+        return []
+    others = " ".join(model.source for model in models)
+    return [
+        f"{truth.name} {what}, but stands last, where the truth goes; if it is the "
+        f"prediction, give: {truth.source} {others}"
     ]
 
 
@@ -256,7 +273,7 @@ def _labels(side: Side, truth: Side, request: Request, notes: list[str]) -> list
         If there is none, or one that was asked for is missing.
     """
     asked = {Assignment.parse(text, "--column").name for text in request.columns}
-    wanted = [name.lower() for name in request.target]
+    wanted = [sides.label_name(name) for name in request.target]
     for name in wanted:
         for one in (side, truth):
             if name not in one.values:
@@ -278,7 +295,10 @@ def _labels(side: Side, truth: Side, request: Request, notes: list[str]) -> list
         alone = [n for n in alone if n in (*sides.KNOWN, *asked)]
         if alone and not wanted:
             notes.append(f"only {one.name} has {', '.join(alone)}: left out")
-    return wanted or both
+    chosen = wanted or both
+    unread = [sides.unread(one, name) for one in (side, truth) for name in chosen]
+    notes += [note for note in unread if note and note not in notes]
+    return chosen
 
 
 def count_notes(pairs: Pairs, request: Request) -> list[str]:

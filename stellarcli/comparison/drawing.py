@@ -22,7 +22,6 @@ from stellarcli.comparison.accuracy import Comparison, Model, bin_edges, binned
 from stellarcli.comparison.pairs import Values
 from stellarcli.comparison.sides import SUBTYPE
 from stellarcli.errors import UsageError, unknown
-from stellarcli.labels import ELEMENTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +38,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
 MARKS = "os^Dvp"
 INK, GREY = figures.INK, figures.GREY
 
-SYMBOLS = {"teff": r"$T_\mathrm{eff}$", "logg": r"$\log\,g$", SUBTYPE: "Spectral type"}
-SYMBOLS |= {f"{element.lower()}h": f"[{element}/H]" for element in ELEMENTS}
+SYMBOLS = figures.SYMBOLS | {SUBTYPE: "Spectral type"}
 CLASSES = "OBAFGKM"
 
 

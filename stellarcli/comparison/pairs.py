@@ -17,6 +17,7 @@ import numpy as np
 from stellarcli import catalog
 from stellarcli.comparison.sides import SNR, Side, numbers, unit_of, without_insane
 from stellarcli.errors import UsageError, unknown
+from stellarcli.selection import select
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,6 @@ def selected(pairs: Pairs, expression: str | None) -> Pairs:
     """
     if not expression:
         return pairs
-    from stellarcli.dataset import select  # brings torch
-
     keep = np.broadcast_to(select(expression, pairs.column), pairs.left.shape)
     if not keep.any():
         raise UsageError(

@@ -20,6 +20,7 @@ from stellarcli.comparison.accuracy import (
 )
 from stellarcli.comparison.sides import Side
 from stellarcli.errors import UsageError
+from stellarcli.selection import select
 
 FURTHEST = 30  # of a star's rows, only those at most so many rows apart are paired
 
@@ -89,7 +90,7 @@ def _measure(
     side: Side, stars: Side | None, column: str, request: Request, notes: list[str]
 ) -> dict[str, Any]:
     star, how, unknown = _star_numbers(side, stars, column, request.radius)
-    labels = [name.lower() for name in request.target] or list(side.values)
+    labels = [sides.label_name(n) for n in request.target] or list(side.values)
     missing = [name for name in labels if name not in side.values]
     if missing or not labels:
         raise UsageError(
@@ -126,8 +127,6 @@ def _kept(side: Side, star: np.ndarray, request: Request) -> np.ndarray:
     if request.drop_flagged:
         keep &= ~pairs.flagged(side)
     if request.select:
-        from stellarcli.dataset import select
-
         keep &= select(request.select, _Columns(side))
     return keep
 

@@ -9,27 +9,28 @@ truth's. A column without a unit is taken to be in that unit already; where most
 values can't be (`labels.Label.sane`), or where a unit can't be converted, the
 comparison is refused. Logarithms (log g, abundances) have no unit that could be
 converted: whatever text stands there is ignored.
+
+Spectral types may be numbers or text (`stellarcli.sptype`) on either side.
 """
 
 from __future__ import annotations
 
-import ast
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from stellarcli import catalog, labels
+from stellarcli import catalog, labels, sptype
 from stellarcli.errors import UsageError
+from stellarcli.labels import SUBTYPE, SUBTYPE_COLUMNS
 
-SUBTYPE = "sptype_num"  # a spectral type as a number, A0 = 0, F0 = 1
 SNR = ("snr", "snrg", "snr_g", "sn_g", "sn", "s_n", "snr_median")
 OTHER_NAMES = {
     "teff": ("t_eff", "teff_lasp", "teff_k", "teff_adop", "teff_gspphot"),
     "logg": ("log_g", "logg_lasp", "logg_adop", "logg_gspphot"),
     "feh": ("feh_lasp", "feh_adop"),
-    SUBTYPE: ("sptype_number", "spt_num", "subclass_num"),
+    SUBTYPE: ("sptype_number", "spt_num", "subclass_num", *SUBTYPE_COLUMNS[1:]),
 }
 ERRORS = ("{}_err", "e_{}", "err_{}", "{}_error", "{}_unc", "sigma_{}", "{}_sigma")
 FILLERS = (-99.0, -999.0, -9999.0)  # of missing numbers
@@ -57,7 +58,12 @@ def other_names(label: str) -> tuple[str, ...]:
     return found
 
 
-KNOWN = (*labels.LABELS, SUBTYPE)
+def label_name(name: str) -> str:
+    """Return what the toolkit calls a label: ``"sptype_num"`` for ``"sptype"``."""
+    return labels.get(name.lower()).name
+
+
+KNOWN = tuple(labels.LABELS)
 
 
 # ---------------------------------------------------------------------- assignments
@@ -89,18 +95,23 @@ class Assignment:
         Raises
         ------
         UsageError
-            If it has another form.
+            If it has another form, or column and label are the wrong way round.
         """
         left, equals, value = text.partition("=")
         side, colon, name = left.rpartition(":")
-        side, name, value = side.strip().lower(), name.strip().lower(), value.strip()
+        side, name, value = side.strip().lower(), name.strip(), value.strip()
         known = not colon or side == "truth" or side.isdigit()
         if not (equals and name and value and known):
             raise UsageError(
                 f"{option} {text!r} can't be read; write it like teff=Teff_lasp, "
                 "truth:teff=Teff_lasp or 1:teff=Teff_lasp (catalogues count from 1)."
             )
-        return cls(side, name, value, text)
+        if option == "--column" and value.lower() in KNOWN and not _is_known(name):
+            own = left.rpartition(":")[2].strip()
+            raise UsageError(
+                f"{option} {text!r}: the label goes first, as in {value}={own}."
+            )
+        return cls(side, label_name(name), value, text)
 
     def concerns(self, number: int, truth: bool) -> bool:
         """Say whether this is about a catalogue."""
@@ -124,15 +135,6 @@ class Wishes:
     units: tuple[Assignment, ...] = ()
     target: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
-
-
-def names_in(expression: str | None) -> tuple[str, ...]:
-    """Column names in a selection; none where it can't be read."""
-    try:
-        tree = ast.parse((expression or "").strip(), mode="eval")
-    except SyntaxError:
-        return ()
-    return tuple(n.id.lower() for n in ast.walk(tree) if isinstance(n, ast.Name))
 
 
 # --------------------------------------------------------------------------- reading
@@ -203,7 +205,11 @@ def read(source: str, number: int, truth: bool, wishes: Wishes) -> Side:
     table = _read(source, lambda names: _needed(names, mapped, wishes))
     rows, units, applied = _renamed(table, mapped)
     values = _values(rows.dtype.names, mapped, wishes.target)
-    values = {n: c for n, c in values.items() if rows.dtype[c].kind in "fiu"}
+    values = {
+        name: column
+        for name, column in values.items()
+        if rows.dtype[column].kind in ("fiuSU" if name == SUBTYPE else "fiu")
+    }
     errors = {
         name: found
         for name, column in values.items()
@@ -348,6 +354,11 @@ def _values(
     return found
 
 
+def _is_known(name: str) -> bool:
+    """Say whether a name means something to this program."""
+    return name in KNOWN or name in NO_LABELS or _is_error(name)
+
+
 def _is_error(name: str) -> bool:
     """Say whether a name is that of a standard error."""
     known = {pattern.format(label) for pattern in ERRORS for label in KNOWN}
@@ -391,6 +402,8 @@ def numbers(side: Side, label: str, unit: str) -> tuple[np.ndarray, np.ndarray |
         If the column's unit can't be converted, or its values can't be in it.
     """
     column = side.values[label]
+    if side.rows.dtype[column].kind in "SU":
+        return sptype.numbers(side.rows[column]), None
     own = side.units.get(column, "")
     factor = _factor(side, label, own, unit)
     values = _without_fillers(side.rows[column]) * factor
@@ -401,6 +414,15 @@ def numbers(side: Side, label: str, unit: str) -> tuple[np.ndarray, np.ndarray |
     factor = _factor(side, label, side.units.get(column, own), unit)
     errors = _without_fillers(side.rows[column])
     return values, np.where(errors > 0, errors * factor, np.nan)
+
+
+def unread(side: Side, label: str) -> str:
+    """Say which spectral types can't be read; empty where all can, or for numbers."""
+    column = side.values[label]
+    if side.rows.dtype[column].kind not in "SU":
+        return ""
+    note = sptype.unread(side.rows[column])
+    return f"{side.name}: {note}" if note else ""
 
 
 def _without_fillers(values: np.ndarray) -> np.ndarray:

@@ -143,28 +143,20 @@ def _accuracy(comparison: Comparison, label: str) -> Block:
 
 
 def _row(name: str, s: Statistics, decimals: int) -> tuple[str, ...]:
-    return (
-        name,
-        str(s["n"]),
-        number(s["bias"], decimals),
-        _mae(s, decimals),
-        *(number(s[key], decimals) for key in ("rmse", "std", "nmad", "p16", "p84")),
-        fraction(s["outliers"]),
-        number(s["maximum"], decimals),
-    )
+    spread = (number(s[key], decimals) for key in ("rmse", "std", "nmad", "p16", "p84"))
+    largest = number(s["maximum"], decimals)
+    return (*_first_cells(name, s, decimals), *spread, fraction(s["outliers"]), largest)
 
 
 def _subtype_row(name: str, s: Statistics, decimals: int) -> tuple[str, ...]:
-    errors = ("maximum", "mean_error", "deviation")
-    return (
-        name,
-        str(s["n"]),
-        number(s["bias"], decimals),
-        _mae(s, decimals),
-        *(number(s[key], decimals) for key in errors),
-        fraction(s["within_half_subtype"]),
-        number(s["nmad"], decimals),
-    )
+    keys = ("maximum", "mean_error", "deviation")
+    errors = (number(s[key], decimals) for key in keys)
+    near, nmad = fraction(s["within_half_subtype"]), number(s["nmad"], decimals)
+    return (*_first_cells(name, s, decimals), *errors, near, nmad)
+
+
+def _first_cells(name: str, s: Statistics, decimals: int) -> tuple[str, ...]:
+    return name, str(s["n"]), number(s["bias"], decimals), _mae(s, decimals)
 
 
 def _mae(s: Statistics, decimals: int) -> str:

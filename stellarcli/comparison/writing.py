@@ -19,7 +19,7 @@ from stellarcli.comparison.accuracy import Comparison, Statistics
 from stellarcli.comparison.repeats import Repeats
 from stellarcli.comparison.runs import SHOWN, Runs
 from stellarcli.comparison.tables import Block
-from stellarcli.errors import OutputExistsError
+from stellarcli.errors import UsageError
 from stellarcli.provenance import Card
 
 TEXT = (".md", ".tex")
@@ -312,14 +312,15 @@ def check_output(path: str, overwrite: bool) -> str:
         `path` without the ``!``.
     """
     plain = path.removeprefix("!")
-    if not plain.lower().endswith(TEXT):
+    if plain.lower().endswith(TEXT):
+        catalog.check_directory(plain)
+        catalog.check_absent(plain, overwrite or path.startswith("!"))
+        return plain
+    try:
         return catalog.check_output(path, overwrite)
-    catalog.check_directory(plain)
-    if os.path.exists(plain) and not (overwrite or path.startswith("!")):
-        raise OutputExistsError(
-            f"{plain} exists; give --overwrite to replace it, or another name."
-        )
-    return plain
+    except UsageError as error:
+        text = str(error).replace("name it *", f"name it *{', *'.join(TEXT)}, *", 1)
+        raise type(error)(text) from None
 
 
 def write(

@@ -3,8 +3,15 @@
 A network is a `torch.nn.Module` whose constructor takes ``pixels`` and ``labels`` (both
 int) and keyword options with defaults, and whose ``forward(flux, ivar)`` takes tensors
 ``(spectrum, pixel)`` and returns ``mean, log_variance``, each ``(spectrum, label)`` in
-model units. Its ``trunk`` is the part that may compute in bfloat16. Names map to
-``module:class``, so that listing them needs no torch.
+model units. Its ``trunk`` is the part that may compute in bfloat16. A model with a
+method ``fit`` is computed in one go instead of by gradient descent (`baselines`). Names
+map to ``module:class``, so that listing them needs no torch.
+
+A convolutional network may have ``stages()``, modules by the name that users type, from
+fine to coarse, that give maps ``(spectrum, channel, position)`` or ``(spectrum,
+channel, row, column)``: activation maps are taken there. Where more than one row means
+a folded spectrum, ``unfold(map)`` brings ``(spectrum, row, column)`` to
+``(spectrum, pixel)``.
 """
 
 from __future__ import annotations
@@ -23,6 +30,10 @@ MODELS = {
     "resnet1d": "resnet1d:ResNet1D",
     "scanet": "scanet:SCANet",
     "starnet": "compared:StarNet",
+    "mkresnet": "mkresnet:MKResNet",
+    "kernel": "baselines:KernelRegression",
+    "adaboost": "baselines:AdaBoost",
+    "kmeans": "baselines:KMeans",
 }
 
 
@@ -48,6 +59,11 @@ def options(name: str) -> dict[str, Any]:
 
     parameters = inspect.signature(network_class(name)).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def in_one_go(name: str) -> bool:
+    """Say whether a model is computed by its ``fit``, without gradient descent."""
+    return hasattr(network_class(name), "fit")
 
 
 def build(name: str, *, pixels: int, labels: int, **config: Any) -> nn.Module:

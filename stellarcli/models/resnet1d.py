@@ -89,10 +89,12 @@ class ResNet1D(nn.Module):
             nn.Conv2d(2, widths[0], (1, 2 * stem), (1, stem), padding=(0, half))
         ]
         previous = widths[0]
+        self.ends: list[int] = []  # of the stages, in the trunk
         for stage, (width, depth) in enumerate(zip(widths, blocks, strict=True)):
             if stage:
                 layers.append(nn.Conv2d(previous, width, (1, 2), (1, 2)))
             layers += [Block(width, kernel, drop_path) for _ in range(depth)]
+            self.ends.append(len(layers) - 1)
             previous = width
         layers += [nn.ReLU(), nn.Conv2d(previous, previous // 4, 1), nn.ReLU()]
         self.trunk = nn.Sequential(*layers)
@@ -100,6 +102,10 @@ class ResNet1D(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden, 2 * labels)
         self.to(memory_format=torch.channels_last)
+
+    def stages(self) -> dict[str, nn.Module]:
+        """Modules that give (spectrum, channel, 1, position), from fine to coarse."""
+        return {f"stage{n}": self.trunk[end] for n, end in enumerate(self.ends, 1)}
 
     def forward_features(self, flux: Tensor, ivar: Tensor) -> Tensor:
         """(spectrum, pixel) to features (spectrum, hidden)."""

@@ -401,6 +401,26 @@ class SCANet(nn.Module):
         folded = flux.index_select(1, self.order).view(-1, self.side, self.side, 1)
         return folded.permute(0, 3, 1, 2)  # channels last
 
+    def stages(self) -> dict[str, nn.Module]:
+        """Modules that give (spectrum, channel, row, column), from fine to coarse."""
+        return {
+            "S0": self.trunk.stem,
+            **{f"S{n}": stage for n, stage in enumerate(self.trunk.stages, 1)},
+        }
+
+    def unfold(self, maps: Tensor) -> Tensor:
+        """Bring maps of any side to the spectrum: (spectrum, row, column) to pixels.
+
+        Returns
+        -------
+        Tensor, shape (spectrum, pixel)
+            Interpolated between the centres of the map's cells.
+        """
+        size = (self.side, self.side)
+        images = functional.interpolate(maps[:, None], size, mode="bilinear")
+        # folding twice is unfolding
+        return images.flatten(1).index_select(1, self.order)
+
     def forward_features(self, flux: Tensor, ivar: Tensor) -> Tensor:
         """(spectrum, pixel) to features (spectrum, hidden)."""
         # about the continuum: padding with 0 is padding with continuum, and bfloat16

@@ -11,19 +11,26 @@ import numpy as np
 from stellarcli.errors import UsageError
 
 
+def shapes(pixels: int) -> list[tuple[int, int]]:
+    """List rows and columns of images that take so many pixels, squarest first.
+
+    The longer side is at most four times the shorter one; of two shapes that are
+    each other's transpose, the one with more columns is first.
+    """
+    pairs = [(n, pixels // n) for n in range(2, pixels) if pixels % n == 0]
+    near = [(a, b) for a, b in pairs if a <= 4 * b and b <= 4 * a]
+    return sorted(near, key=lambda shape: (abs(shape[0] - shape[1]), shape))
+
+
 def check_shape(shape: tuple[int, int], pixels: int) -> None:
     """Raise `UsageError` unless an image of `shape` takes exactly `pixels` pixels."""
     rows, columns = shape
     if rows > 0 and columns > 0 and rows * columns == pixels:
         return
-    fitting = [
-        f"{n}x{pixels // n}"
-        for n in range(2, pixels)
-        if pixels % n == 0 and 1 / 4 <= n * n / pixels <= 4
-    ]
+    fitting = ", ".join(f"{a}x{b}" for a, b in shapes(pixels))
     raise UsageError(
         f"a {rows}x{columns} image has {rows * columns} pixels, the spectra have "
-        f"{pixels}. Shapes that fit: {', '.join(fitting) or 'none near a square'}."
+        f"{pixels}. Shapes that fit: {fitting or 'none near a square'}."
     )
 
 

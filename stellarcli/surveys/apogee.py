@@ -185,5 +185,6 @@ def _meta(
         rv_source=f"header {source}" if known else "",
         object_class="SKY" if header.get("OBJTYPE") == "SKY" else "STAR",
         mjd=number(header.get("MJD5")),
+        plan=str(header.get("PLATE", "")).strip(),
         file=os.fspath(path),
     )

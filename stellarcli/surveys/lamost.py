@@ -197,6 +197,7 @@ def _lrs_meta(header: Any, path: str) -> SpectrumMeta:
         object_class=object_class(get("CLASS")),
         subclass=str(get("SUBCLASS", "")),
         mjd=_mjd(header),
+        plan=_plan(header),
         file=os.fspath(path),
     )
 
@@ -212,10 +213,14 @@ def _objid(header: Any) -> str:
     if type(obsid) is str and obsid.strip().isdigit():
         return obsid.strip()
     lmjd, spid, fiber = (number(header.get(key)) for key in ("LMJD", "SPID", "FIBERID"))
-    plan = str(header.get("PLANID", "")).strip()
+    plan = _plan(header)
     if not plan or math.isnan(lmjd + spid + fiber):
         return str(header.get("DESIG", "")).strip()
     return f"{lmjd:.0f}-{plan}_sp{spid:02.0f}-{fiber:03.0f}"
+
+
+def _plan(header: Any) -> str:
+    return str(header.get("PLANID", "")).strip()
 
 
 def _mjd(header: Any) -> float:
@@ -270,6 +275,7 @@ def _mrs_spectrum(header: Any, chosen: dict, path: str, minute: str = "") -> Spe
         object_class=object_class(header.get("CLASS")),
         subclass=str(header.get("SUBCLASS", "")),
         mjd=_mjd(header),
+        plan=_plan(header),
         file=os.fspath(path),
     )
     return Spectrum(

@@ -24,6 +24,7 @@ from stellarcli.surveys.common import (
 
 COLUMNS = {"FLUX", "LOGLAM", "IVAR", "AND_MASK"}
 BANDS = "ugriz"
+PLATE = ("PLATEID", "PLATE")
 # NOSKY, FULLREJECT, NODATA, COMBINEREJ in every exposure: nothing was measured. The
 # other bits (BRIGHTSKY, NEARBADPIXEL, BADSKYCHI …) warn of noise that ivar has counted:
 # they are set in up to 2 % of the pixels of good spectra, on the sky lines.
@@ -89,6 +90,7 @@ def _meta(hdus: list, flux: np.ndarray, ivar: np.ndarray, path: str) -> Spectrum
         object_class=object_class(value("CLASS")),
         subclass=str(value("SUBCLASS", "")),
         mjd=number(header.get("MJD", value("MJD"))),
+        plan=_spelled(header, value, PLATE),
         file=os.fspath(path),
     )
 
@@ -98,11 +100,12 @@ def _objid(header: Any, value: Any) -> str:
     objid = str(value("SPECOBJID", "")).strip()
     if objid not in ("", "0", "-1"):
         return objid
-    keys = ((("PLATEID", "PLATE"), 4), (("MJD",), 5), (("FIBERID", "FIBER"), 4))
-    parts = []
-    for names, digits in keys:
-        raw = next(
-            (header.get(n, value(n)) for n in names if n in header), value(names[-1])
-        )
-        parts.append(str(raw if raw is not None else "").strip().zfill(digits))
-    return "-".join(parts)
+    keys = ((PLATE, 4), (("MJD",), 5), (("FIBERID", "FIBER"), 4))
+    return "-".join(_spelled(header, value, *key) for key in keys)
+
+
+def _spelled(header: Any, value: Any, names: tuple[str, ...], digits: int = 0) -> str:
+    """Spell a number that has several names, of the header or else of the table."""
+    found = (header.get(name) for name in names if name in header)
+    raw = next(found, value(names[-1]))
+    return str(raw if raw is not None else "").strip().zfill(digits)

@@ -1,0 +1,237 @@
+"""One large file: continued where it was cut, verified, then renamed.
+
+What has arrived waits in a hidden file beside the target, ``.NAME.part``; a note beside
+it says of which version of the file it is a part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stellarcli import catalog
+from stellarcli.archives import verification
+from stellarcli.archives.batch import RETRIES, back_off, gives_up
+from stellarcli.archives.client import Client, Reply
+from stellarcli.errors import AuthenticationError, FetchError, StellarError, Trouble
+
+LARGEST = 64 << 30  # bytes; nights and catalogues stay well below
+RESERVE = 100 << 20  # bytes of the disk that are left free
+PROGRESS = 1 << 20  # bytes; an attempt that brought them counts as a success
+CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+def download(
+    client: Client,
+    addresses: Sequence[str],
+    path: str | os.PathLike,
+    check: Callable[[str], object] = verification.check_file,
+    *,
+    resume: bool = False,
+    retries: int = RETRIES,
+    progress: Callable[[int, int | None], None] = lambda size, total: None,
+) -> None:
+    """Fetch a file that is too large for memory.
+
+    Parameters
+    ----------
+    client : Client
+    addresses : sequence of str
+        Tried in turn while the archive has no such file there.
+    path : path
+        Where the file appears when it is whole; replaced if it exists.
+    check : callable
+        Of the path of what has arrived; raises `FetchError` if that is not whole.
+    resume : bool
+        Go on with what an earlier run has left.
+    retries : int
+        Repetitions without progress.
+    progress : callable
+        Told how many bytes there are, and of how many.
+
+    Raises
+    ------
+    FetchError
+        Of the last attempt.
+    StellarError
+        If the disk is full.
+    """
+    part = Part(Path(path))
+    if not resume:
+        part.discard()
+    tries, choices = 0, list(addresses)
+    while True:
+        before = part.size
+        try:
+            part.extend(client, choices[0], progress)
+            try:
+                check(str(part.path))
+            except FetchError:
+                part.discard()
+                raise
+            break
+        except FetchError as error:
+            if error.kind is Trouble.ABSENT and len(choices) > 1:
+                choices.pop(0)
+                continue
+            tries = 1 if part.size > before + PROGRESS else tries + 1
+            if gives_up(error, tries, retries):
+                raise
+            client.sleep(back_off(tries, error.wait))
+    part.finish()
+
+
+class Part:
+    """What has arrived of a file.
+
+    Parameters
+    ----------
+    target : Path
+        Of the whole file.
+    """
+
+    def __init__(self, target: Path):
+        self.target = target
+        self.path = target.with_name(f".{target.name}.part")
+        self.note = target.with_name(f".{target.name}.part.json")
+
+    @property
+    def size(self) -> int:
+        """Bytes that have arrived."""
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def discard(self) -> None:
+        """Forget it."""
+        self.path.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Give the whole file its name."""
+        with catalog.explained(str(self.target), str(self.path)):
+            with open(self.path, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(self.path, self.target)
+        self.note.unlink(missing_ok=True)
+
+    def extend(
+        self,
+        client: Client,
+        address: str,
+        progress: Callable[[int, int | None], None],
+    ) -> None:
+        """Ask for what is missing and append it.
+
+        Raises
+        ------
+        FetchError
+            If it can't be had, or is cut again.
+        StellarError
+            If the disk is full; what has arrived stays, if there is room for it.
+        """
+        known = self._known(address)
+        start = self.size if known else 0
+        if start and start == known["total"]:
+            return
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        if start and known["validator"]:
+            headers["If-Range"] = known["validator"]
+        try:
+            reply = client.get(address, headers=headers)
+        except FetchError as error:
+            if start and "416" in str(error):  # the file has become shorter
+                self.discard()
+                raise FetchError("the file changed while it was fetched") from None
+            raise
+        try:
+            start, total = _range(reply, start, known)
+        except FetchError:
+            reply.response.close()
+            self.discard()
+            raise
+        room = shutil.disk_usage(self.path.parent).free - RESERVE
+        if total is not None and total - start > room:
+            reply.response.close()
+            raise StellarError(
+                f"{self.target} needs {(total - start) / 1e9:.2f} GB, and "
+                f"{max(room, 0) / 1e9:.2f} GB are to be had on its disk. Free some "
+                "space, or write elsewhere."
+            )
+        with catalog.explained(str(self.target), str(self.path)):
+            self._remember(address, reply, total)
+            with open(self.path, "rb+" if start else "wb") as file:
+                file.truncate(start)
+                file.seek(start)
+                progress(start, total)
+                for chunk in client.body(reply, min(room, LARGEST - start)):
+                    file.write(chunk)
+                    progress(file.tell(), total)
+
+    def _known(self, address: str) -> dict:
+        """Read the note about what is there, if it belongs to this address."""
+        try:
+            note = verification.json_of(self.note.read_bytes())
+        except OSError:
+            return {}
+        wanted = {"address", "validator", "total"}
+        whole = isinstance(note, dict) and set(note) == wanted
+        return note if whole and note["address"] == address else {}
+
+    def _remember(self, address: str, reply: Reply, total: int | None) -> None:
+        strong = reply.headers.get("ETag", "")
+        validator = strong if strong.startswith('"') else ""
+        validator = validator or reply.headers.get("Last-Modified", "")
+        note = {"address": address, "validator": validator, "total": total}
+        self.note.write_text(json.dumps(note), encoding="utf-8")
+
+
+def _range(reply: Reply, start: int, known: dict) -> tuple[int, int | None]:
+    """Where the body belongs in the file, and the bytes of the whole."""
+    if reply.response.status != 206:
+        return 0, reply.length
+    found = CONTENT_RANGE.fullmatch(reply.headers.get("Content-Range", ""))
+    if not start or not found or int(found[1]) != start:
+        raise FetchError("the archive sent another part of the file than was asked for")
+    total = int(found[3])
+    if known["total"] not in (None, total):
+        raise FetchError("the file changed while it was fetched")
+    return start, total
+
+
+def check_digest(path: str, algorithm: str, wanted: str) -> None:
+    """Raise `FetchError` if a file doesn't have a checksum that was published."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    if found != wanted.lower():
+        raise FetchError(
+            f"its {algorithm} is {found}, and the archive published {wanted}"
+        )
+
+
+def is_whole(path: Path) -> bool:
+    """Say whether a FITS file is there, and whole."""
+    try:
+        verification.check_file(path)
+    except (FetchError, FileNotFoundError):
+        return False
+    return True
+
+
+def explained(error: FetchError, what: str, client: Client) -> StellarError:
+    """Build the error that ends a run whose only file can't be had."""
+    if error.kind is Trouble.LOGIN:
+        return AuthenticationError(
+            f"{client.base} wants a login for {what}: {error}. If the release isn't "
+            "public, give your token by --token-file or STELLAR_LAMOST_TOKEN."
+        )
+    return StellarError(
+        f"can't fetch {what}: {error}. Check its name and the address (--url), or come "
+        "back later; --resume goes on with what has arrived."
+    )
