@@ -42,6 +42,8 @@ class Published:
         Those that the published code uses.
     latency_ms : float or None
         Per spectrum, as printed.
+    model : str
+        Key of `models.MODELS`; empty for that of the paper's name.
     """
 
     variant: str
@@ -51,6 +53,7 @@ class Published:
     live_parameters: int | None = None
     macs: int | None = None
     latency_ms: float | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,26 @@ ARCHITECTURES = {
             "prints 789.196 M for the standard M-M-M-M and builds 793.196 M. It fuses "
             "three stages at 256 channels, the paper's text and this program four at "
             "192."
+        ),
+    ),
+    "rdn": Architecture(
+        title="RDN and the networks that it is compared with",
+        source="Chen, Wu & Zhang (RDN), table 2 and figure 6",
+        pixels=8802,
+        labels=17,
+        networks=(
+            *(Published(f"n={n}", "", {"blocks": n}) for n in (1, 2, 3, 4)),
+            *(
+                Published(name, "", {}, model=name.lower())
+                for name in ("ResNet", "DenseNet", "StarNet")
+            ),
+        ),
+        note=(
+            "The paper prints no sizes and says neither how wide its networks are nor "
+            "how fast they grow; here RDN has 32 channels and a growth rate of 16, "
+            "ResNet 18 layers of 16 to 128 channels, DenseNet 11 dense layers, StarNet "
+            "what its own paper says. n is the number of residual dense blocks; 3 is "
+            "the paper's choice."
         ),
     ),
     "mkresnet": Architecture(
@@ -194,7 +217,7 @@ def table(
             milliseconds = _latency(name, published, device, batch, precision)
         rows.append(
             {
-                "name": name,
+                "name": published.model or name,
                 "variant": published.variant,
                 "conv": published.conv,
                 "parameters": parameters,
@@ -213,7 +236,7 @@ def table(
 def _build(name: str, published: Published) -> nn.Module:
     architecture = get(name)
     return models.build(
-        name,
+        published.model or name,
         pixels=architecture.pixels,
         labels=architecture.labels,
         **published.options,

@@ -47,7 +47,7 @@ def combine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of an equal mixture of Gaussians.
 
-    σ² = mean(σᵢ² + μᵢ²) − μ² (RDN, eq. 10; Lakshminarayanan et al. 2017,
+    σ² = mean(σᵢ² + μᵢ²) − μ² (RDN, eq. 5; Lakshminarayanan et al. 2017,
     arXiv:1612.01474), written so that large means don't cancel.
     """
     stack = np.stack(means)
@@ -77,6 +77,8 @@ def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
     if judge is held:
         scores.append(_scores(data, some(held, most), unlike))
     novelty.calibrate(unlike, np.concatenate(scores))
+    for name in ("mean", "components"):
+        unlike[name] = unlike[name].astype(np.float16)  # they have no more digits
     model.state |= {f"novelty.{key}": value for key, value in unlike.items()}
     mean, variance = _ensemble(networks, data, judge)
     error = np.sqrt(variance)

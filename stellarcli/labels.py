@@ -167,9 +167,8 @@ class Label:
 
 
 def _abundance(element: str) -> Label:
-    return Label(
-        f"{element.lower()}h", "", f"[{element}/H], dex", (-10.0, 5.0), display="F7.3"
-    )
+    name = "feh" if element == "Fe" else f"{element.lower()}_h"
+    return Label(name, "", f"[{element}/H], dex", (-10.0, 5.0), display="F7.3")
 
 
 ELEMENTS = ("C", "N", "O", "Mg", "Al", "Si", "S", "K", "Ca")

@@ -13,7 +13,7 @@ def nll(mean: Tensor, log_variance: Tensor, truth: Tensor, noise: Tensor) -> Ten
     """Gaussian negative log-likelihood, without its constant.
 
     With label errors the variance is the sum of both (SpectraFM: Koblischke & Bovy
-    2024, arXiv:2411.04750; without them RDN's equation 8).
+    2024, arXiv:2411.04750; without them RDN's equation 3).
     """
     variance = torch.exp(log_variance) + noise
     return 0.5 * (torch.log(variance) + (truth - mean).square() / variance)

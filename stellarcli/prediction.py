@@ -44,10 +44,13 @@ from stellarcli.parallel import available_cores, ordered_map
 from stellarcli.parts import Parts, count_finished
 from stellarcli.preparation import CHUNK, Chunk
 from stellarcli.prepared import EXTENSION
+from stellarcli.preprocess import Recipe
+from stellarcli.velocity import SOURCES, Source
 
 PART = 16  # tasks per part: what an interrupted run loses at most
 DISAGREEMENT = 1.5  # spread of an ensemble's values over their predicted error
 PRECISIONS = ("auto", "float32", "bfloat16")
+PASSES = 10  # of every network with dropout
 WRONG = 0.3  # change of labels by bfloat16 over their errors; 0.003 where it is right
 
 log = logging.getLogger(__name__)
@@ -106,6 +109,13 @@ class Summary:
         return asdict(self)
 
 
+def check_dropout(rate: float) -> float:
+    """Return a rate from 0 to below 1, or raise `UsageError`."""
+    if not 0 <= rate < 1:
+        raise UsageError(f"--dropout must be from 0 to below 1, not {rate:g}.")
+    return rate
+
+
 def check_precision(name: str) -> str:
     """Return a name in `PRECISIONS`, or raise `UsageError`."""
     if name not in PRECISIONS:
@@ -124,11 +134,30 @@ class Predictor:
     precision : {'auto', 'float32', 'bfloat16'}
         Of the network's trunk. ``auto`` is bfloat16 where the processor has it and the
         model file says that its values don't suffer.
+    velocity : bool
+        Give the velocity that was removed, too.
+    dropout : float
+        Rate of dropout while predicting (Gal & Ghahramani 2016, arXiv:1506.02142);
+        each network then counts as `PASSES` members of the ensemble.
+
+    Raises
+    ------
+    UsageError
+        If the network has no dropout layers.
     """
 
-    def __init__(self, model: Model, device: str = "cpu", precision: str = "auto"):
+    def __init__(
+        self,
+        model: Model,
+        device: str = "cpu",
+        precision: str = "auto",
+        velocity: bool = False,
+        dropout: float = 0.0,
+    ):
         self.model = model
-        self.columns = catalog.columns(model.labels)
+        self.dropout = dropout
+        self.columns = catalog.columns(model.labels, velocity=velocity)
+        self.names = {column.name for column in self.columns}
         self.device = torch.device(device)
         self.unlike = model.part("novelty")
         safe = bool(model.limits.get("bfloat16_safe"))
@@ -141,7 +170,21 @@ class Predictor:
 
     def _load(self) -> list[torch.nn.Module]:
         networks = self.model.networks()
-        return [models.fused(network).to(self.device) for network in networks]
+        fused = [models.fused(network).to(self.device) for network in networks]
+        if self.dropout:
+            for network in fused:
+                self._drop(network)
+        return fused
+
+    def _drop(self, network: torch.nn.Module) -> None:
+        layers = [m for m in network.modules() if isinstance(m, torch.nn.Dropout)]
+        if not layers:
+            raise UsageError(
+                f"model {self.model.name!r} has no dropout layers; leave --dropout out."
+            )
+        for layer in layers:
+            layer.p = self.dropout
+            layer.train()
 
     def _reduce(self) -> None:
         """Let the trunks compute in bfloat16, if this machine does it right.
@@ -180,8 +223,8 @@ class Predictor:
         judged = flags | self._flags(chunk, mean, error, variance, spread)
         values = {
             name: chunk.rows[name]
-            for name in ("objid", "file", "ra", "dec", "snr")
-            if name in chunk.rows.dtype.names
+            for name in ("objid", "file", "ra", "dec", "snr", "rv", "rv_err")
+            if name in chunk.rows.dtype.names and name in self.names
         }
         for i, label in enumerate(self.model.labels):
             value = label.decode(mean[:, i])
@@ -215,8 +258,13 @@ class Predictor:
             torch.from_numpy(np.pad(array, padding)).to(self.device)
             for array in (flux, ivar)
         ]
-        with without_denormals():
-            outputs = [network(*tensors) for network in self.networks]
+        outputs = []
+        with without_denormals(), torch.random.fork_rng(enabled=bool(self.dropout)):
+            if self.dropout:
+                torch.manual_seed(0)  # a row must not depend on the rows before
+            for network in self.networks:
+                for _ in range(PASSES if self.dropout else 1):
+                    outputs.append(network(*tensors))
         means = torch.stack([mean.float() for mean, _ in outputs])[:, :count]
         variances = torch.stack([v.float().exp() for _, v in outputs])[:, :count]
         mean = means.mean(0)
@@ -272,6 +320,10 @@ class Run:
         See `Predictor`.
     exposures : bool
         Rows for single exposures where files hold them.
+    rv : str
+        Where velocities are from, see `velocity.Source`.
+    dropout : float
+        Rate of dropout while predicting; 0 for none.
     workers : int
     shard : (int, int) or None
         Number of this shard, from 1, and how many there are.
@@ -283,6 +335,8 @@ class Run:
     device: str = "cpu"
     precision: str = "auto"
     exposures: bool = False
+    rv: str = "header"
+    dropout: float = 0.0
     workers: int = field(default_factory=available_cores)
     shard: tuple[int, int] | None = None
     resume: bool = False
@@ -334,7 +388,9 @@ def predict(
     if run.shard and output == "-":
         raise UsageError("--shard needs a file that all shards can write, not -.")
     target = catalog.check_output(output, overwrite or continues)
-    model = _predictor(run.model, run.device, run.precision).model
+    _source(run.rv)
+    predictor = _predictor_of(run)
+    model = predictor.model
     digest = _plan(model, tasks, run)
     if continues and (finished := _finished(target, digest, tasks, model)):
         return finished
@@ -351,8 +407,9 @@ def predict(
         with parts.merging():
             header = [*cards, *_header(model, digest)]
             if parts.all_done():
-                columns = catalog.columns(model.labels)
-                catalog.write_parts(target, parts.paths(), columns, header, overwrite)
+                catalog.write_parts(
+                    target, parts.paths(), predictor.columns, header, overwrite
+                )
                 summary.count(parts.paths())
                 parts.remove()
             elif merged := _finished(target, digest, tasks, model):
@@ -372,10 +429,27 @@ def predict(
 
 
 @lru_cache(maxsize=1)
-def _predictor(model: str, device: str, precision: str) -> Predictor:
+def _predictor(
+    model: str,
+    device: str,
+    precision: str,
+    velocity: bool = False,
+    dropout: float = 0.0,
+) -> Predictor:
     """Load a model once per process; forked workers inherit it."""
     torch.set_num_threads(1)  # processes are the parallelism, and keep bits the same
-    return Predictor(checkpoint.load(model), device, precision)
+    return Predictor(checkpoint.load(model), device, precision, velocity, dropout)
+
+
+def _predictor_of(run: Run) -> Predictor:
+    velocity = run.rv != "header"
+    return _predictor(run.model, run.device, run.precision, velocity, run.dropout)
+
+
+@lru_cache(maxsize=1)
+def _source(rv: str) -> Source:
+    """Read a catalogue of velocities once per process."""
+    return Source.of(rv)
 
 
 Result = tuple[np.ndarray, list, dict]
@@ -383,9 +457,15 @@ Result = tuple[np.ndarray, list, dict]
 
 def _work(task: Task, run: Run) -> Result:
     """Prepare and predict one task, in a worker."""
-    predictor = _predictor(run.model, run.device, run.precision)
-    chunk = preparation.run(task, predictor.model.recipe, exposures=run.exposures)
+    predictor = _predictor_of(run)
+    chunk = _prepare(task, predictor.model.recipe, run)
     return _infer(predictor, chunk)
+
+
+def _prepare(task: Task, recipe: Recipe, run: Run) -> Chunk:
+    return preparation.run(
+        task, recipe, exposures=run.exposures, velocities=_source(run.rv)
+    )
 
 
 def _infer(predictor: Predictor, chunk: Chunk) -> Result:
@@ -401,10 +481,8 @@ def _results(tasks: Sequence[Task], run: Run) -> Iterator[Result]:
         yield from ordered_map(partial(_work, run=run), tasks, run.workers)
         return
     # workers read and prepare; this process feeds the device
-    predictor = _predictor(run.model, run.device, run.precision)
-    prepare = partial(
-        preparation.run, recipe=predictor.model.recipe, exposures=run.exposures
-    )
+    predictor = _predictor_of(run)
+    prepare = partial(_prepare, recipe=predictor.model.recipe, run=run)
     for chunk in ordered_map(prepare, tasks, run.workers):
         yield _infer(predictor, chunk)
 
@@ -465,6 +543,7 @@ def _plan(model: Model, tasks: Sequence[Task], run: Run) -> str:
     """Digest of everything that decides about the table's values."""
     digest = hashlib.sha256()
     options = (__version__, model.sha256, run.precision, run.device, run.exposures)
+    options += (run.rv, *_content(run.rv), run.dropout)
     digest.update(repr(options).encode())
     identity = lru_cache(_identity)
     for task in tasks:
@@ -472,6 +551,14 @@ def _plan(model: Model, tasks: Sequence[Task], run: Run) -> str:
         table = identity(task.table) if task.table else ""
         digest.update(repr((task.paths, table, task.start, task.stop)).encode())
     return digest.hexdigest()[:16]
+
+
+def _content(rv: str) -> tuple:
+    """Size and date of a catalogue of velocities."""
+    if rv in SOURCES:
+        return ()
+    status = os.stat(rv)
+    return status.st_size, status.st_mtime_ns
 
 
 def _identity(table: str) -> str:

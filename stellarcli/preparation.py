@@ -27,6 +27,7 @@ from stellarcli.prepared import (
 )
 from stellarcli.preprocess import Batch, Recipe
 from stellarcli.spectrum import PixelMask, Spectrum, SpectrumMeta
+from stellarcli.velocity import Source
 
 CHUNK = 64  # spectra prepared together: fixed, since kernels depend on batch shapes
 LOW_SNR = 10.0  # per pixel
@@ -38,8 +39,7 @@ HIGHEST_IVAR = 1e18  # of a normalised flux; its square still fits into 32 bits
 LONGEST_CARD = 68  # characters that fit into a FITS header card
 
 INFO = [
-    *catalog.columns([])[:-1],  # objid, file, ra, dec, snr
-    Column("rv", "f4", "km/s", "radial velocity that was removed", "F8.2"),
+    *catalog.columns([], velocity=True)[:-1],  # objid, file, ra, dec, snr, rv, rv_err
     Column("mjd", "f8", "d", "modified Julian date", "F10.4"),
     Column("plan", "S", "", "plan or plate that the star was observed with"),
     Column("survey", "S", "", "kind of the file"),
@@ -80,7 +80,12 @@ class Chunk:
             yield Chunk(self.rows[part], self.batch.rows(part))
 
 
-def run(task: Task, recipe: Recipe, *, exposures: bool = False) -> Chunk:
+HEADER = Source()
+
+
+def run(
+    task: Task, recipe: Recipe, *, exposures: bool = False, velocities: Source = HEADER
+) -> Chunk:
     """Prepare the spectra of a task.
 
     Parameters
@@ -90,6 +95,8 @@ def run(task: Task, recipe: Recipe, *, exposures: bool = False) -> Chunk:
         Of the model; a prepared table must have been made with it.
     exposures : bool
         Read single exposures where files hold them; a file may give several rows.
+    velocities : Source
+        What to remove from raw files.
 
     Returns
     -------
@@ -99,16 +106,29 @@ def run(task: Task, recipe: Recipe, *, exposures: bool = False) -> Chunk:
     Raises
     ------
     UsageError
-        If a prepared table was made with another recipe.
+        If a prepared table was made with another recipe, or other velocities are
+        wanted than those that it is without.
     """
     if task.table:
+        if velocities.name != "header":
+            raise UsageError(
+                f"'{task.table}' is prepared: its velocities are removed already. Give "
+                "the raw files, or leave --rv out."
+            )
         return _from_table(task, recipe)
     begin = time.perf_counter()
     spectra, metas, reasons = _read(task.paths, exposures)
     middle = time.perf_counter()
+    spectra, discrepant = velocities.assign(spectra)
+    metas = [
+        meta if spectrum is None else spectrum.meta
+        for spectrum, meta in zip(spectra, metas, strict=True)
+    ]
+    reasons += _without_velocity(spectra)
     batch = _apply(recipe, spectra)
     rows = catalog.rows(INFO, _columns(metas, recipe))
     rows["flag"] = _flags(metas, spectra, batch, recipe)
+    rows["flag"][discrepant] |= catalog.Flag.ARMS_DIFFER
     reasons = sorted([*reasons, *_losses(spectra, batch, recipe)])
     end = time.perf_counter()
     return Chunk(
@@ -142,6 +162,7 @@ def write_table(
     labels: catalog.Table | None = None,
     radius: float = 3.0,
     exposures: bool = False,
+    velocities: Source = HEADER,
     workers: int = 1,
     cards: Sequence[tuple] = (),
     progress: Callable[[int], None] = lambda count: None,
@@ -160,6 +181,8 @@ def write_table(
     radius : float
         Of the join on the sky, arcsec.
     exposures : bool
+    velocities : Source
+        Of the radial velocities to remove.
     workers : int
     cards : sequence of (name, value, comment)
     progress : callable
@@ -193,7 +216,7 @@ def write_table(
         free = _free_names(labels.rows.dtype.names)
         units |= {free[name]: unit for name, unit in labels.units.items()}
         matcher = catalog.Matcher(labels.rows, radius)
-    prepare = partial(run, recipe=recipe, exposures=exposures)
+    prepare = partial(run, recipe=recipe, exposures=exposures, velocities=velocities)
     with ExitStack() as stack:
         chunks = stack.enter_context(closing(ordered_map(prepare, work, workers)))
         if recipe.wavelength is None:
@@ -374,11 +397,18 @@ def _remarks(spectrum: Spectrum) -> list[str]:
         remarks.append("flux is zero in every good pixel")
     if meta.noise_measured:
         remarks.append("the file has no errors; the noise was measured in the flux")
-    if meta.rv is None:
-        remarks.append("no radial velocity in the header; taken as 0")
     if meta.object_class not in ("", "STAR"):
         remarks.append(f"the header's class is {meta.object_class}, not a star")
     return remarks
+
+
+def _without_velocity(spectra: Sequence[Spectrum | None]) -> list[tuple[int, str]]:
+    """Say which readable spectra have no velocity."""
+    return [
+        (row, "no radial velocity in the header; taken as 0")
+        for row, spectrum in enumerate(spectra)
+        if spectrum is not None and spectrum.meta.rv is None
+    ]
 
 
 def _losses(
@@ -471,6 +501,7 @@ def _columns(metas: Sequence[SpectrumMeta], recipe: Recipe) -> dict[str, np.ndar
         "dec": np.array([m.dec for m in metas]),
         "snr": np.array([m.snr for m in metas], dtype=np.float32),
         "rv": np.array(removed, dtype=np.float32),
+        "rv_err": np.array([m.rv_error for m in metas], dtype=np.float32),
         "mjd": np.array([m.mjd for m in metas]),
         "plan": np.array([m.plan for m in metas]),
         "survey": np.array([m.survey for m in metas]),

@@ -91,7 +91,8 @@ def _variant(name: str, *figures: Figure) -> Result:
 
 
 def _mean_absolute(method: str, *values: float) -> Result:
-    return Result(method, _plain("mae", **dict(zip(ATMOSPHERE, values, strict=True))))
+    """Teff, log g and, where printed, [Fe/H]."""
+    return Result(method, _plain("mae", **dict(zip(ATMOSPHERE, values, strict=False))))
 
 
 SCANET = Paper(
@@ -193,7 +194,8 @@ RDN = Paper(
     source="Chen, Wu & Zhang (RDN), section 4 and table 2 (n: residual dense blocks)",
     data=(
         "LAMOST DR7 medium-resolution spectra, S/N ≥ 10, 4000 < Teff < 6500 K, against "
-        "APOGEE-Payne DR17"
+        "APOGEE-Payne DR17; RRNet (Xiong et al. 2022) and SPEMR (arXiv:2312.15989) on "
+        "selections of their own"
     ),
     results=(
         Result(
@@ -203,25 +205,27 @@ RDN = Paper(
                 teff=52.92,
                 logg=0.0816,
                 feh=0.03,
-                ch=0.0523,
-                nh=0.0737,
-                oh=0.0750,
-                mgh=0.0345,
-                alh=0.0414,
-                sih=0.0322,
-                sh=0.0572,
-                kh=0.0854,
-                cah=0.0385,
-                tih=0.0739,
-                crh=0.0645,
-                mnh=0.0717,
-                nih=0.0397,
-                cuh=0.1338,
+                c_h=0.0523,
+                n_h=0.0737,
+                o_h=0.0750,
+                mg_h=0.0345,
+                al_h=0.0414,
+                si_h=0.0322,
+                s_h=0.0572,
+                k_h=0.0854,
+                ca_h=0.0385,
+                ti_h=0.0739,
+                cr_h=0.0645,
+                mn_h=0.0717,
+                ni_h=0.0397,
+                cu_h=0.1338,
             ),
         ),
         _mean_absolute("RDN, n = 1", 56.1, 0.0871, 0.0342),
         _mean_absolute("RDN, n = 2", 53.4, 0.0823, 0.0327),
         _mean_absolute("RDN, n = 4", 53.6, 0.0821, 0.0297),
+        _mean_absolute("RRNet (MRS, APOGEE-Payne, S/N ≥ 10)", 88.0, 0.13),
+        _mean_absolute("SPEMR (MRS, APOGEE-Payne, S/N ≥ 10)", 47.0, 0.08, 0.03),
     ),
 )
 

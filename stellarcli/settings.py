@@ -60,6 +60,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "average": 0.0,
             "validation": 0.1,
         },
+        "rdn": {
+            "loss": "nll",
+            "epochs": 30,
+            "batch_size": 256,
+            "members": 6,
+            "test": 0.2,
+            "validation": 0.1,
+        },
         # 7 : 1 : 2; its epochs, batches and optimiser are stated nowhere
         "mkresnet": {
             "loss": "log_cosh",

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from stellarcli import catalog, checkpoint
+from stellarcli import catalog, checkpoint, labels
 from stellarcli.catalog import Column
 from stellarcli.errors import OutputExistsError, StellarError, UsageError, unknown
 from stellarcli.provenance import Card
-from stellarcli.surveys import simulated
+from stellarcli.surveys import medium, simulated
 from stellarcli.surveys.simulated import LABEL_NAMES, LIMITS
+from stellarcli.surveys.synthesis import LABELS
 
 Range = tuple[float, float]
 
@@ -22,10 +23,14 @@ COLUMNS = [
     Column("objid", "S", "", "identifier in the file's header"),
     Column("ra", "f8", "deg", "right ascension, ICRS", "F11.6"),
     Column("dec", "f8", "deg", "declination, ICRS", "F10.6"),
-    Column("snr", "f4", "", "signal-to-noise ratio per pixel in g", "F8.2"),
+    Column("snr", "f4", "", "S/N per pixel in g, or in the blue arm", "F8.2"),
     Column("teff", "f8", "K", "true effective temperature", "F9.2"),
     Column("logg", "f8", "", "true surface gravity, log10 of cm/s2, dex", "F8.3"),
     Column("feh", "f8", "", "true [Fe/H], dex", "F8.3"),
+    *(
+        Column(name, "f8", "", f"true {labels.get(name).description}", "F8.3")
+        for name in LABELS[3:]
+    ),
     Column("rv", "f8", "km/s", "true radial velocity", "F8.2"),
     Column("ebv", "f8", "mag", "true reddening E(B-V)", "F7.3"),
     Column("subclass", "S", "", "spectral subclass in the file's header"),
@@ -52,7 +57,7 @@ def parse_snr(text: str | None) -> float | Range | None:
     return limits if ":" in text else limits[0]
 
 
-def parse_ranges(texts: Iterable[str]) -> dict[str, Range]:
+def parse_ranges(texts: Iterable[str], survey: str = "lamost-lrs") -> dict[str, Range]:
     """Read label ranges, ``["teff=4000:7000,logg=4:5", "feh=0"]``.
 
     A single number fixes a label.
@@ -61,6 +66,8 @@ def parse_ranges(texts: Iterable[str]) -> dict[str, Range]:
     ----------
     texts : iterable of str
         Each with one range, or several between commas.
+    survey : str
+        Whose stars to draw; one that can't be simulated is refused by `fetch`.
 
     Returns
     -------
@@ -87,7 +94,7 @@ def parse_ranges(texts: Iterable[str]) -> dict[str, Range]:
         if name in ranges:
             raise UsageError(f"a range of {name} is given twice; give it once.")
         ranges[name] = limits
-    simulated.check_ranges(ranges)
+    simulated.RANGE_CHECKS.get(survey, simulated.check_ranges)(ranges)
     return ranges
 
 
@@ -101,8 +108,13 @@ def _numbers(text: str) -> Range | None:
     return limits if np.isfinite(limits).all() else None
 
 
-def default_ranges() -> dict[str, Range]:
+def default_ranges(survey: str = "lamost-lrs") -> dict[str, Range]:
     """Ranges drawn from without being asked: what the shipped model is trained for.
+
+    Parameters
+    ----------
+    survey : str
+        Medium resolution has ranges of its own.
 
     Returns
     -------
@@ -110,6 +122,8 @@ def default_ranges() -> dict[str, Range]:
         By label, within what the emulator covers; its own defaults where no shipped
         model predicts the label.
     """
+    if survey == "lamost-mrs":
+        return dict(medium.DEFAULT_RANGES)
     ranges = dict(simulated.DEFAULT_RANGES)
     if checkpoint.DEFAULT not in checkpoint.shipped():
         return ranges
@@ -157,7 +171,7 @@ def fetch(
     Returns
     -------
     structured ndarray, shape (spectrum,)
-        What is true of each file, fields `surveys.simulated.TRUTH_COLUMNS`.
+        What is true of each file, fields of `surveys.simulated.truth_columns`.
 
     Raises
     ------
@@ -183,7 +197,7 @@ def fetch(
             survey,
             seed=seed,
             snr=snr,
-            ranges={**default_ranges(), **(ranges or {})},
+            ranges={**default_ranges(survey), **(ranges or {})},
             compress=compress,
         )
     except OSError as error:
@@ -249,6 +263,7 @@ def _write(
     cards: Sequence[Card],
     overwrite: bool,
 ) -> None:
-    values = {column.name: stars[column.name] for column in COLUMNS[1:]}
+    columns = [column for column in COLUMNS if column.name in stars.dtype.names]
+    values = {column.name: stars[column.name] for column in columns}
     values["file"] = np.array([catalog.encode_name(name) for name in names], dtype="S")
-    catalog.write(path, catalog.rows(COLUMNS, values), COLUMNS, cards, overwrite)
+    catalog.write(path, catalog.rows(columns, values), columns, cards, overwrite)

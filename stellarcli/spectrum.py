@@ -40,6 +40,8 @@ class SpectrumMeta:
         Signal-to-noise ratio per band, such as ``{"snrg": 31.2}``.
     rv : float or None
         Radial velocity, km/s, positive receding; None when the survey gives none.
+    rv_error : float
+        Standard error of `rv`, km/s; NaN when unknown.
     rv_source : str
         Where `rv` is from, such as ``"header Z"``; empty when there is none.
     object_class : str
@@ -63,6 +65,7 @@ class SpectrumMeta:
     snr: float = np.nan
     snr_bands: dict[str, float] = field(default_factory=dict)
     rv: float | None = None
+    rv_error: float = np.nan
     rv_source: str = ""
     object_class: str = ""
     subclass: str = ""

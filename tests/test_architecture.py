@@ -17,7 +17,7 @@ spectrum labels sptype devices processes resuming published selection
 catalog metrics novelty parallel losses augmentation
 preprocess settings parts
 surveys
-prepared
+prepared velocity
 inputs
 preparation
 dataset

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from stellarcli import catalog, labels, published
-from stellarcli.comparison import accuracy, drawing, repeats, runs, sides, writing
+from stellarcli.comparison import (
+    accuracy,
+    drawing,
+    repeats,
+    runs,
+    sides,
+    tables,
+    writing,
+)
 from stellarcli.errors import UsageError
 
 UNITS = {"teff": "K", "ra": "deg", "dec": "deg"}
@@ -687,6 +695,25 @@ def test_architectures(stellar, here):
     rows = catalog.read("a.fits").rows
     assert len(rows) == len(done.json)
     assert rows["parameters"][0] == first["parameters"]
+
+
+def test_networks_of_rdn(stellar, here):
+    options = ("--architectures", "rdn", "--no-latency", "--quiet")
+    rows = stellar("compare", *options, "--json").json
+    assert [row["variant"] for row in rows[2:5]] == ["n=3", "n=4", "ResNet"]
+    assert all(row["parameters"] > 0 for row in rows)
+    assert "DenseNet" in stellar("compare", *options, "-o", "a.md").out.decode()
+
+
+def test_abundances_have_their_usual_names():
+    assert tables.heading("mg_h") == "[Mg/H] (dex)"
+    assert tables.heading("feh") == "[Fe/H] (dex)"
+    assert sides.other_names("mg_h") == ("mg_h", "mgh", "[mg/h]")
+    assert set(sides.other_names("feh")) >= {"feh", "fe_h", "[fe/h]", "feh_lasp"}
+    assert {label for label, _, _ in published.rows("rdn", ["cu_h", "n_h"])} == {
+        "cu_h",
+        "n_h",
+    }
 
 
 # ---------------------------------------------------------------------------- usage

@@ -15,11 +15,15 @@ from stellarcli.models.scanet import VARIANTS, Attention, absorb_norm
 
 # small ones of every architecture: pixels and options
 SMALL = {
+    "densenet": (256, {"width": 8, "growth": 4, "layers": (1, 1), "places": 4}),
+    "rdn": (256, {"width": 8, "growth": 8, "places": 4, "hidden": (16, 8)}),
+    "resnet": (256, {"widths": (8, 16), "blocks": 1, "places": 4}),
     "resnet1d": (256, {"widths": (8, 16), "blocks": (1, 1), "hidden": 16}),
     "resnetfit": (
         256,
         {"widths": (8, 16), "blocks": (1, 1), "hidden": 16, "degree": 3},
     ),
+    "starnet": (256, {"hidden": (16, 8)}),
     "scanet": (1024, {"width": 0.125, "blocks": (1, 2, 2, 1)}),
     "mkresnet": (512, {"width": 0.125}),
     "adaboost": (256, {"trees": 4}),

@@ -91,7 +91,7 @@ def test_default_ranges_without_a_model():
 
 
 def test_default_ranges_are_the_models_within_the_emulators(monkeypatch):
-    shipped(monkeypatch, teff=(3900.0, 40000.0), logg=(-9.0, 4.9), ch=(0.0, 1.0))
+    shipped(monkeypatch, teff=(3900.0, 40000.0), logg=(-9.0, 4.9), c_h=(0.0, 1.0))
     assert simulation.default_ranges() == {
         "teff": (3900.0, simulated.LIMITS["teff"][1]),
         "logg": (simulated.LIMITS["logg"][0], 4.9),

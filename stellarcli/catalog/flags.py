@@ -8,7 +8,7 @@ from stellarcli.provenance import Card
 
 
 class Flag(IntFlag):
-    """What is to be known about a row. Bits 13 to 23 are spare, 24 to 30 the user's."""
+    """What is to be known about a row. Bits 14 to 23 are spare, 24 to 30 the user's."""
 
     UNREADABLE = 1 << 0
     NO_COVERAGE = 1 << 1
@@ -23,6 +23,7 @@ class Flag(IntFlag):
     DISAGREEMENT = 1 << 10
     DUPLICATE = 1 << 11
     NOISE_MEASURED = 1 << 12
+    ARMS_DIFFER = 1 << 13
 
 
 FLAG_MEANING = {
@@ -39,6 +40,7 @@ FLAG_MEANING = {
     Flag.DISAGREEMENT: "members of the ensemble disagree",
     Flag.DUPLICATE: "the same file was given more than once",
     Flag.NOISE_MEASURED: "no errors in the file, noise measured in the flux",
+    Flag.ARMS_DIFFER: "the measured velocities of two arms differ",
 }
 
 FAILED = Flag.UNREADABLE | Flag.NO_COVERAGE  # rows without values
@@ -56,6 +58,7 @@ BAD = (
     | Flag.UNLIKE_TRAINING
     | Flag.LARGE_ERROR
     | Flag.DISAGREEMENT
+    | Flag.ARMS_DIFFER
 )
 
 

@@ -36,12 +36,20 @@ class Column:
     display: str = ""
 
 
-def columns(labels: Sequence[Label]) -> list[Column]:
+VELOCITY = [
+    Column("rv", "f4", "km/s", "radial velocity that was removed", "F8.2"),
+    Column("rv_err", "f4", "km/s", "standard error of rv", "F8.2"),
+]
+
+
+def columns(labels: Sequence[Label], *, velocity: bool = False) -> list[Column]:
     """Columns of a catalogue with a value and a standard error per label.
 
     Parameters
     ----------
     labels : sequence of Label
+    velocity : bool
+        With ``rv`` and ``rv_err`` behind ``snr``.
 
     Returns
     -------
@@ -56,6 +64,8 @@ def columns(labels: Sequence[Label]) -> list[Column]:
         Column("dec", "f8", "deg", "declination, ICRS", "F10.6"),
         Column("snr", "f4", "", "signal-to-noise ratio per pixel", "F8.2"),
     ]
+    if velocity:
+        found += VELOCITY
     for label in labels:
         name, unit, display = label.name, label.unit, label.display
         error = f"standard error of {name}"

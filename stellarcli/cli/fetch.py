@@ -39,13 +39,17 @@ def simulated(
         int, typer.Option("--number", "-n", metavar="N", min=1, help="Spectra.")
     ] = 100,
     survey: Annotated[
-        str, typer.Option(metavar="NAME", help="Whose files to imitate.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Whose files to imitate: lamost-lrs or lamost-mrs."
+        ),
     ] = "lamost-lrs",
     snr: Annotated[
         str | None,
         typer.Option(
             metavar="X|LOW:HIGH",
-            help="Signal-to-noise ratio in g; by default as LAMOST's.",
+            help="Signal-to-noise ratio in g, of medium resolution in the blue arm; by "
+            "default as LAMOST's.",
             show_default=False,
         ),
     ] = None,
@@ -85,14 +89,17 @@ def simulated(
     """Write simulated survey files with known labels.
 
     Spectra come from a small emulator inside the package; velocities, reddening, noise
-    and bad pixels are as in LAMOST DR10. The survey's reader can't tell the files from
-    real ones, their header can.
+    and bad pixels are as in LAMOST DR10. Those of medium resolution (lamost-mrs) come
+    from a line list and a synthesis in miniature, with fifteen abundances. The survey's
+    reader can't tell the files from real ones, their header can.
 
     Examples:
 
       stellar fetch simulated -n 200 -o spectra/ --labels-out truth.fits
 
       stellar fetch simulated -n 50 -o dwarfs/ --range teff=4000:7000,logg=4:5 --snr 50
+
+      stellar fetch simulated --survey lamost-mrs -n 50 -o mrs/ --labels-out truth.fits
     """
     from stellarcli import catalog, provenance, simulation
 
@@ -105,7 +112,7 @@ def simulated(
         survey,
         seed=seed,
         snr=simulation.parse_snr(snr),
-        ranges=simulation.parse_ranges(ranges or []),
+        ranges=simulation.parse_ranges(ranges or [], survey),
         compress=not uncompressed,
         overwrite=overwrite,
     )

@@ -69,6 +69,15 @@ Exposures = Annotated[
         "--exposures", help="A row for every single exposure that a file holds."
     ),
 ]
+Velocity = Annotated[
+    str,
+    typer.Option(
+        "--rv",
+        metavar="SOURCE",
+        help="Radial velocities: header; measure, by cross-correlation; auto, which "
+        "measures where the header has none; or a catalogue with a column rv (km/s).",
+    ),
+]
 Paths = Annotated[
     list[str],
     typer.Argument(

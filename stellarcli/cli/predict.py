@@ -31,6 +31,15 @@ def predict(
     device: options.Device = "auto",
     workers: options.Workers = None,
     exposures: options.Exposures = False,
+    rv: options.Velocity = "header",
+    dropout: Annotated[
+        float,
+        typer.Option(
+            metavar="RATE",
+            help="Dropout while predicting, such as 0.1: every network then votes ten "
+            "times, and errors show how far the votes differ.",
+        ),
+    ] = 0.0,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -80,6 +89,8 @@ def predict(
         device=devices.choose_device(device),
         precision=prediction.check_precision(precision),
         exposures=exposures,
+        rv=rv,
+        dropout=prediction.check_dropout(dropout),
         workers=parallel.check_workers(workers),
         shard=parse_shard(shard),
         resume=resume,

@@ -55,6 +55,7 @@ def preprocess(
         ),
     ] = None,
     exposures: options.Exposures = False,
+    rv: options.Velocity = "header",
     workers: options.Workers = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
@@ -71,6 +72,8 @@ def preprocess(
       stellar preprocess spectra/ -o prepared.fits --labels labels.fits
 
       stellar preprocess spectra/ -o prepared.fits --recipe scanet --figure star.png
+
+      stellar preprocess mrs/ -o prepared.fits --recipe rdn --rv measure
     """
     start_log(log, verbose)
     from stellarcli import (
@@ -81,6 +84,7 @@ def preprocess(
         parallel,
         preparation,
         provenance,
+        velocity,
     )
     from stellarcli.errors import ExitStatus, NoUsableSpectraError, UsageError
 
@@ -103,6 +107,7 @@ def preprocess(
             labels=table,
             radius=radius,
             exposures=exposures,
+            velocities=velocity.Source.of(rv, radius),
             workers=parallel.check_workers(workers),
             cards=provenance.cards(command_line()),
             progress=bar.update,

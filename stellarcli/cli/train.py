@@ -49,8 +49,9 @@ def train(
             "--model",
             "-m",
             metavar="NAME",
-            help="Architecture: resnet1d, resnetfit, scanet, mkresnet; or kernel, "
-            "adaboost, kmeans, which are computed in one go.",
+            help="Architecture: resnet1d, resnetfit, scanet, mkresnet, rdn, resnet, "
+            "densenet, starnet; or kernel, adaboost, kmeans, which are computed in one "
+            "go.",
         ),
     ] = None,
     config: Annotated[

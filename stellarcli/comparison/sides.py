@@ -47,12 +47,14 @@ NO_LABELS = {
 def other_names(label: str) -> tuple[str, ...]:
     """Names that other programs give to a label, its own one first.
 
-    >>> other_names("mgh")
-    ('mgh', 'mg_h', '[mg/h]')
+    >>> other_names("mg_h")
+    ('mg_h', 'mgh', '[mg/h]')
     """
     found = (label, *OTHER_NAMES.get(label, ()))
-    if label in labels.LABELS and label.endswith("h"):
-        found += (f"{label[:-1]}_h", f"[{label[:-1]}/h]")
+    if label == "feh" or (label in labels.LABELS and label.endswith("_h")):
+        element = label.removesuffix("h").removesuffix("_")
+        spellings = (f"{element}_h", f"{element}h", f"[{element}/h]")
+        found += tuple(name for name in spellings if name not in found)
     return found
 
 

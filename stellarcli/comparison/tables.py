@@ -57,7 +57,7 @@ def heading(label: str, unit: str = "") -> str:
     return f"{name} ({unit})" if unit else name
 
 
-_ABUNDANCES = {f"{element.lower()}h": f"[{element}/H]" for element in ELEMENTS}
+_ABUNDANCES = {f"{element.lower()}_h": f"[{element}/H]" for element in ELEMENTS}
 
 
 def number(value: float | None, decimals: int | None = None) -> str:

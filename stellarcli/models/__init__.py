@@ -28,9 +28,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODELS = {
+    "densenet": "compared:DenseNet",
+    "rdn": "rdn:RDN",
+    "resnet": "compared:ResNet",
     "resnet1d": "resnet1d:ResNet1D",
     "resnetfit": "resnetfit:ResNetFit",
     "scanet": "scanet:SCANet",
+    "starnet": "compared:StarNet",
     "mkresnet": "mkresnet:MKResNet",
     "kernel": "baselines:KernelRegression",
     "adaboost": "baselines:AdaBoost",

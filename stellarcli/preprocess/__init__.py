@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from stellarcli.errors import UsageError, unknown
-from stellarcli.preprocess import continuum, wavelength
+from stellarcli.preprocess import continuum, spikes, wavelength
 from stellarcli.preprocess.batch import Batch
 from stellarcli.preprocess.fold import check_shape, fold, unfold
 
@@ -36,6 +36,7 @@ def _keep_flat(batch: Batch, *, shape: tuple[int, int]) -> Batch:
 
 
 STEPS: dict[str, Callable[..., Batch]] = {
+    "spikes": spikes.mask_spikes,
     "bridge": wavelength.bridge,
     "rest_frame": wavelength.rest_frame,
     "resample": wavelength.resample,
@@ -241,8 +242,10 @@ RECIPES = {
             },
             {"continuum": {"method": "polynomial", "degree": 9}},
         ],
-        # RDN: both LAMOST MRS arms at 0.1 Å, min-max per arm
+        # RDN: both LAMOST MRS arms at 0.1 Å, min-max per arm, which one cosmic ray
+        # would decide about
         "rdn": [
+            "spikes",
             "bridge",
             "rest_frame",
             {

@@ -236,7 +236,7 @@ def _snr(hdu: Any) -> float:
 
 
 def _arm(hdu: Any) -> Arrays | None:
-    """Arrays of one arm in order of wavelength; None for a stub."""
+    """Arrays of one arm in order of wavelength; None for a stub or nothing but 0."""
     columns = hdu.columns
     if hdu.kind != "table" or not {"FLUX", "IVAR"}.issubset(columns):
         return None
@@ -247,7 +247,7 @@ def _arm(hdu: Any) -> Arrays | None:
     else:
         return None
     flux, ivar = hdu.column("FLUX").ravel(), hdu.column("IVAR").ravel()
-    if wavelength.size < 2 or not wavelength[0] > 1000:
+    if wavelength.size < 2 or not wavelength[0] > 1000 or not flux.any():
         return None
     arm = Arrays(wavelength, flux, ivar, (flux == 0) * FILLED).increasing()
     return arm if (np.diff(arm.wavelength) > 0).all() else None

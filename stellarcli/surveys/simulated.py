@@ -17,6 +17,7 @@ import numpy as np
 
 from stellarcli.errors import UsageError, unknown
 from stellarcli.spectrum import SPEED_OF_LIGHT
+from stellarcli.surveys import medium, synthesis
 from stellarcli.surveys.emulator import (
     DEFAULT_RANGES,
     FORMAT_VERSION,
@@ -48,6 +49,7 @@ __all__ = [
     "LIMITS",
     "LRS_LAYOUTS",
     "MAX_VELOCITY",
+    "RANGE_CHECKS",
     "SIMULATORS",
     "SNR_BANDS",
     "SUBCLASSES",
@@ -66,11 +68,13 @@ __all__ = [
     "gzip",
     "header_block",
     "lamost_lrs",
+    "lamost_mrs",
     "noise_regressors",
     "plausible",
     "red_basis",
     "simulate",
     "subclass",
+    "truth_columns",
     "write_spectra",
 ]
 
@@ -106,6 +110,20 @@ TRUTH_COLUMNS = [
     ("subclass", "S4"),
 ]
 TRUTH_UNITS = {"ra": "deg", "dec": "deg", "teff": "K", "rv": "km/s", "ebv": "mag"}
+
+
+def truth_columns(survey: str) -> list[tuple[str, str]]:
+    """Names and types of what is true of a survey's files.
+
+    Those of `TRUTH_COLUMNS`; medium resolution has abundances and no reddening.
+    """
+    if survey != "lamost-mrs":
+        return TRUTH_COLUMNS
+    columns = [column for column in TRUTH_COLUMNS if column[0] != "ebv"]
+    place = [name for name, _ in columns].index("rv")
+    more = [(name, "f8") for name in synthesis.LABELS[3:]]
+    return [*columns[:place], *more, *columns[place:]]
+
 
 _LMJD = 59580  # 1 January 2022
 _PLAN = "SIM{seed:06d}"
@@ -149,8 +167,9 @@ def write_spectra(
 
     Returns
     -------
-    ndarray, shape (n,), fields as in `TRUTH_COLUMNS`
-        `snr` is the header's g-band value, `rv` the true velocity in km/s.
+    ndarray, shape (n,), fields as in `truth_columns`
+        `snr` is the header's g-band value, or that of the blue arm; `rv` the true
+        velocity in km/s.
 
     Raises
     ------
@@ -163,18 +182,18 @@ def write_spectra(
         raise UsageError(
             f"n = {n}, seed = {seed}: give n >= 0 and a seed below 1000000."
         )
-    check_ranges(ranges)
     check_snr(snr)
+    RANGE_CHECKS[survey](ranges)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    truth = np.zeros(n, dtype=TRUTH_COLUMNS)
+    truth = np.zeros(n, dtype=truth_columns(survey))
     blocks = SIMULATORS[survey](
         n,
         seed=seed,
         snr=snr,
         ranges=ranges,
         layout=layout,
-        emulator=emulator or Emulator.load(),
+        emulator=emulator,
     )
     ending = ".gz" if compress else ""
     for row, (content, facts) in enumerate(blocks):
@@ -199,7 +218,7 @@ def _write_atomically(path: Path, content: bytes) -> None:
 
 
 def lamost_lrs(
-    n: int, *, seed: int, snr, ranges, layout: str, emulator: Emulator
+    n: int, *, seed: int, snr, ranges, layout: str, emulator: Emulator | None = None
 ) -> Iterator[tuple[bytes, dict]]:
     """Yield LAMOST low-resolution files as bytes, each with what is true of it.
 
@@ -208,6 +227,7 @@ def lamost_lrs(
     if layout not in LRS_LAYOUTS:
         raise unknown("layout", layout, LRS_LAYOUTS)
     encode = LRS_LAYOUTS[layout]
+    emulator = emulator or Emulator.load()
     wavelength = emulator.wavelength[emulator.margin : -emulator.margin]
     # real COEFF0 are rounded: the stored array is a thousandth of a pixel off
     wavelength = (wavelength * 10**1.2e-7).astype(np.float32)
@@ -437,4 +457,120 @@ def _lrs_image(facts: dict, stars: Simulation, row: int, wavelength) -> bytes:
 
 
 LRS_LAYOUTS = {"A": _lrs_image, "C": _lrs_table}
-SIMULATORS = {"lamost-lrs": lamost_lrs}
+
+
+def lamost_mrs(n: int, *, seed: int, snr, ranges, **_) -> Iterator[tuple[bytes, dict]]:
+    """Yield LAMOST medium-resolution files as `lamost_lrs` does; one layout, DR7's.
+
+    As in the survey the header has no velocity. Half of the arms that are missing are
+    left out, half are zeros.
+
+    Data model: https://www.lamost.org/dr10/v2.0/doc/mr-data-production-description
+    """
+    for block in range(-(-n // BLOCK)):
+        rng = np.random.default_rng([seed, block, 1])
+        stars = medium.observe(medium.draw(BLOCK, rng, ranges), rng, snr=snr)
+        positions = _draw_positions(BLOCK, rng)
+        for row in range(min(BLOCK, n - block * BLOCK)):
+            facts = _mrs_facts(seed, block * BLOCK + row, row, stars, positions)
+            yield _mrs_tables(facts, stars, row), facts["truth"]
+
+
+def _mrs_facts(
+    seed: int, index: int, row: int, stars: medium.Observation, positions
+) -> dict:
+    """Header values of file number `index`, and its row of the truth table."""
+    plate, fibre = divmod(index, _FIBRES)
+    night, spectrograph = divmod(plate, _SPECTROGRAPHS)
+    lmjd, spid, fibre = _LMJD + night, spectrograph + 1, fibre + 1
+    plan = _PLAN.format(seed=seed)
+    ra, dec = positions[row]
+    obsid = 2 * 10**10 + seed * 10**6 + index
+    snr = {arm: _header_snr(stars.snr[arm][row]) for arm in medium.ARMS}
+    labels = dict(zip(synthesis.LABELS, stars.labels[row].tolist(), strict=True))
+    truth = {
+        "file": f"med-{lmjd}-{plan}_sp{spid:02d}-{fibre:03d}.fits",
+        "objid": str(obsid),
+        "ra": ra,
+        "dec": dec,
+        "snr": snr["B"] if snr["B"] > 0 else snr["R"],
+        **labels,
+        "rv": stars.rv[row],
+        "subclass": subclass(labels["teff"], labels["logg"]),
+    }
+    return {
+        "truth": truth,
+        "lmjd": lmjd,
+        "plan": plan,
+        "spid": spid,
+        "fibre": fibre,
+        "obsid": obsid,
+        "snr": snr,
+        "left out": [arm for arm in medium.ARMS if snr[arm] <= 0 and row % 2],
+        "designation": designation(ra, dec),
+    }
+
+
+def _mrs_tables(facts: dict, stars: medium.Observation, row: int) -> bytes:
+    """Empty primary HDU, then a table per coadded arm, a row per pixel."""
+    truth, there = facts["truth"], [a for a in "BR" if a not in facts["left out"]]
+    primary = [
+        card("SIMPLE", True, "Primary Header"),
+        card("BITPIX", 16),
+        card("NAXIS", 0, "Number of array dimensions"),
+        card("EXTEND", True, "Extensions may be present"),
+        _remark("--------FILE INFORMATION"),
+        _remark("SIMULATED by stellar fetch simulated; not an observation"),
+        card("FILENAME", truth["file"]),
+        card("OBSID", facts["obsid"], "Unique number ID of this spectrum"),
+        card("AUTHOR", "stellar simulated", "Who compiled the information"),
+        card("DATA_V", "STELLAR SIMULATED DR7", "Data release version"),
+        card("N_EXTEN", 1 + len(there), "The extension number"),
+        card("EXTNAME", "Information", "The extension name"),
+        card("ORIGIN", "simulated", "Organization responsible for creating this file"),
+        _remark("--------OBSERVATION PARAMETERS"),
+        card("TELESCOP", "LAMOST", "The telescope that is imitated"),
+        card("LMJD", facts["lmjd"], "Local Modified Julian Day"),
+        card("MJD", facts["lmjd"] - 1, "Modified Julian Day"),
+        card("PLANID", facts["plan"], "Plan ID in use"),
+        _number("RA", truth["ra"], "[deg] Right ascension of object", 6),
+        _number("DEC", truth["dec"], "[deg] Declination of object", 6),
+        card("DESIG", facts["designation"], "Designation of LAMOST target"),
+        card("FIBERID", facts["fibre"], "Fiber ID of Object"),
+        card("OBJTYPE", "Star", "Object type from input catalog"),
+        card("RADECSYS", "FK5", "Equatorial coordinate system"),
+        card("EQUINOX", 2000.0, "Equinox in years"),
+        *(card(f"COMBIN_{arm}", facts["snr"][arm] > 0) for arm in medium.ARMS),
+        card("SPID", facts["spid"], "Spectrograph ID"),
+        card("HELIO", True, "Heliocentric correction"),
+        card("VACUUM", True, "Wavelengths are in vacuum"),
+    ]
+    content = header_block(primary)
+    for arm, data in medium.coadds(stars, row):
+        if arm in there:
+            content += _mrs_header(arm, len(data) // 16, facts["snr"][arm])
+            content += _padded(data)
+    return content
+
+
+def _mrs_header(arm: str, rows: int, snr: float) -> bytes:
+    table = [
+        "XTENSION= 'BINTABLE'           / Binary table".ljust(80),
+        card("BITPIX", 8),
+        card("NAXIS", 2),
+        card("NAXIS1", 16, "Number of bytes per row"),
+        card("NAXIS2", rows, "Number of rows"),
+        card("PCOUNT", 0),
+        card("GCOUNT", 1),
+        card("TFIELDS", 5),
+        card("EXTNAME", f"COADD_{arm}", "The extension name"),
+        _number("SNR", snr, "Signal to noise ratio", 2),
+    ]
+    kinds = {"FLUX": "E", "IVAR": "E", "LOGLAM": "E", "ANDMASK": "I", "ORMASK": "I"}
+    for number, (name, kind) in enumerate(kinds.items(), start=1):
+        table += [card(f"TTYPE{number}", name), card(f"TFORM{number}", kind)]
+    return header_block(table)
+
+
+SIMULATORS = {"lamost-lrs": lamost_lrs, "lamost-mrs": lamost_mrs}
+RANGE_CHECKS = {"lamost-lrs": check_ranges, "lamost-mrs": medium.check_ranges}
