@@ -118,7 +118,7 @@ def test_files_of_other_versions(model, tmp_path, change, words):
         (lambda v, s: s.pop("member0.head.bias"), "Missing.*head.bias"),
         (lambda v, s: s.update({"member0.extra": np.ones(2)}), "extra"),
         (lambda v, s: s.update({"member0.head.bias": np.ones(2)}), "head.bias"),
-        (lambda v, s: v["architecture"].update(name="resnet2"), "'resnet1d'"),
+        (lambda v, s: v["architecture"].update(name="scannet"), "'scanet'"),
         (lambda v, s: v["architecture"]["config"].update(width=3), "'widths'"),
         (lambda v, s: v.update(pixels=383), "383"),
         (lambda v, s: [s.pop(k) for k in list(s) if "member" in k], "no weights"),
