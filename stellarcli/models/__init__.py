@@ -28,12 +28,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODELS = {
+    "convnext1d": "convnext1d:ConvNeXt1D",
+    "convnextpico": "photometric:ConvNeXtPico",
     "densenet": "compared:DenseNet",
+    "metaformer": "photometric:Metaformer",
+    "racnet": "spectral:RACNet",
     "rdn": "rdn:RDN",
     "resnet": "compared:ResNet",
+    "resnet10t": "photometric:ResNet10T",
     "resnet1d": "resnet1d:ResNet1D",
     "resnetfit": "resnetfit:ResNetFit",
     "scanet": "scanet:SCANet",
+    "spfusion": "spfusion:SPFusion",
+    "sscnn": "spectral:SSCNN",
     "starnet": "compared:StarNet",
     "mkresnet": "mkresnet:MKResNet",
     "kernel": "baselines:KernelRegression",

@@ -13,6 +13,7 @@ height one, so that pointwise ones and layer normalisations see channels side by
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -204,7 +205,7 @@ def fuse_pairs(network: nn.Module) -> None:
         raise ValueError("fuse() needs evaluation mode: statistics must be final")
     for module in list(network.modules()):
         names = list(module._modules)
-        for first, second in zip(names, names[1:], strict=False):
+        for first, second in pairwise(names):
             left, right = module._modules[first], module._modules[second]
             if isinstance(left, nn.Conv2d) and isinstance(right, nn.BatchNorm2d):
                 fused = fuse_conv_bn_eval(left, right)

@@ -191,9 +191,7 @@ class MetaformerBlock(nn.Module):
             x, (1, 3), stride=1, padding=(0, 1), count_include_pad=False
         )
         x = x + drop_path(mixed, self.drop, self.training)
-        return x + drop_path(
-            self.along(self.pointwise(x)), self.drop, self.training
-        )
+        return x + drop_path(self.along(self.pointwise(x)), self.drop, self.training)
 
 
 class SPFusion(nn.Module):
@@ -295,6 +293,7 @@ class SPFusion(nn.Module):
         extract = self.trunk["photometric"]
         if images.is_meta:  # multiply-adds are counted
             return extract(images)
+        images = images.nan_to_num()
         there = (images.flatten(2).amax(2) > 0).all(1)
         if self.training:
             # all of them go through, since parallel processes need equal graphs
@@ -304,11 +303,10 @@ class SPFusion(nn.Module):
             return extract(images) * there[:, None, None, None]
         if there.all():
             return extract(images)
-        found = extract(images[there]) if there.any() else None
-        positions = extract.linear.out_features
-        whole = images.new_zeros((len(images), extract.project[2].out_channels, 1, positions))
-        if found is not None:
-            whole[there] = found.to(whole.dtype)
+        shape = extract.project[2].out_channels, 1, extract.linear.out_features
+        whole = images.new_zeros((len(images), *shape))
+        if there.any():
+            whole[there] = extract(images[there]).to(whole.dtype)
         return whole
 
     def forward(
@@ -321,7 +319,7 @@ class SPFusion(nn.Module):
         flux, ivar : Tensor, shape (star, pixel)
             Flux scaled to 0 … 1; its inverse variance has no effect.
         images : Tensor, shape (star, band, row, column)
-            Each band scaled to 0 … 1; all 0 where there is none.
+            Each band scaled to 0 … 1; NaN or 0 where there is none.
 
         Returns
         -------

@@ -8,16 +8,14 @@ to the detector is `observing`'s.
 
 from __future__ import annotations
 
-import os
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from stellarcli.errors import UsageError, unknown
 from stellarcli.spectrum import SPEED_OF_LIGHT
-from stellarcli.surveys import medium, synthesis
+from stellarcli.surveys import frames, medium, redclump, synthesis
 from stellarcli.surveys.emulator import (
     DEFAULT_RANGES,
     FORMAT_VERSION,
@@ -36,9 +34,21 @@ from stellarcli.surveys.observing import (
     Simulation,
     block_continuum,
     check_snr,
+    draw_snr,
     extinction,
     noise_regressors,
     simulate,
+)
+from stellarcli.surveys.writing import (
+    bzip2,
+    card,
+    decimal,
+    designation,
+    gzip,
+    header_block,
+    padded,
+    remark,
+    write_atomically,
 )
 
 __all__ = [
@@ -110,13 +120,21 @@ TRUTH_COLUMNS = [
     ("subclass", "S4"),
 ]
 TRUTH_UNITS = {"ra": "deg", "dec": "deg", "teff": "K", "rv": "km/s", "ebv": "mag"}
+CLUMP_COLUMNS = [
+    *((name, "f8") for name in ("mass", "age", "c_n", "gmag", "rmag", "imag")),
+    *((f"image_{band}", "S44") for band in frames.SEEING),
+]
+FRAMES = "frames"  # folder of the images, beside the spectra
 
 
-def truth_columns(survey: str) -> list[tuple[str, str]]:
+def truth_columns(survey: str, images: bool = False) -> list[tuple[str, str]]:
     """Names and types of what is true of a survey's files.
 
-    Those of `TRUTH_COLUMNS`; medium resolution has abundances and no reddening.
+    Those of `TRUTH_COLUMNS`; medium resolution has abundances and no reddening, stars
+    with images mass, age, magnitudes and the names of their frames.
     """
+    if images:
+        return [*TRUTH_COLUMNS, *CLUMP_COLUMNS]
     if survey != "lamost-mrs":
         return TRUTH_COLUMNS
     columns = [column for column in TRUTH_COLUMNS if column[0] != "ebv"]
@@ -140,6 +158,7 @@ def write_spectra(
     ranges: Mapping[str, tuple[float, float]] | None = None,
     layout: str = "C",
     compress: bool = True,
+    images: bool = False,
     emulator: Emulator | None = None,
 ) -> np.ndarray:
     """Write simulated survey files into a directory and return what is true of them.
@@ -161,7 +180,10 @@ def write_spectra(
     layout : str
         LAMOST's ``"C"`` (binary table, DR9 and later) or ``"A"`` (image, DR2–DR8).
     compress : bool
-        Write ``.fits.gz`` rather than ``.fits``.
+        Write ``.fits.gz`` rather than ``.fits``, and images as ``.fits.bz2``.
+    images : bool
+        Make red-clump stars, with masses and ages, and g, r and i frames of them in the
+        folder `FRAMES` of the directory. They have their own ranges.
     emulator : Emulator, optional
         The shipped one by default.
 
@@ -182,12 +204,19 @@ def write_spectra(
         raise UsageError(
             f"n = {n}, seed = {seed}: give n >= 0 and a seed below 1000000."
         )
+    if images and survey != "lamost-lrs":
+        raise UsageError(
+            f"images are made beside spectra of lamost-lrs, not of {survey}; leave "
+            "--images out, or give --survey lamost-lrs."
+        )
     check_snr(snr)
     RANGE_CHECKS[survey](ranges)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    truth = np.zeros(n, dtype=truth_columns(survey))
-    blocks = SIMULATORS[survey](
+    if images:
+        (directory / FRAMES).mkdir(exist_ok=True)
+    truth = np.zeros(n, dtype=truth_columns(survey, images))
+    blocks = (lamost_red_clump if images else SIMULATORS[survey])(
         n,
         seed=seed,
         snr=snr,
@@ -198,23 +227,16 @@ def write_spectra(
     ending = ".gz" if compress else ""
     for row, (content, facts) in enumerate(blocks):
         name = facts["file"] + ending
-        _write_atomically(directory / name, gzip(content) if compress else content)
+        write_atomically(directory / name, gzip(content) if compress else content)
+        for band, (file, image) in facts.pop("frames", {}).items():
+            file += ".bz2" if compress else ""
+            image = bzip2(image) if compress else image
+            write_atomically(directory / FRAMES / file, image)
+            facts[f"image_{band}"] = file
         for column, value in facts.items():
             truth[column][row] = value
         truth["file"][row] = name
     return truth
-
-
-def gzip(content: bytes) -> bytes:
-    """Compress as gzip does, without a date: equal content gives equal files."""
-    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
-    return packer.compress(content) + packer.flush()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def lamost_lrs(
@@ -224,13 +246,9 @@ def lamost_lrs(
 
     Data model: https://www.lamost.org/dr10/v2.0/doc/lr-data-production-description
     """
-    if layout not in LRS_LAYOUTS:
-        raise unknown("layout", layout, LRS_LAYOUTS)
-    encode = LRS_LAYOUTS[layout]
+    encode = _lrs_layout(layout)
     emulator = emulator or Emulator.load()
-    wavelength = emulator.wavelength[emulator.margin : -emulator.margin]
-    # real COEFF0 are rounded: the stored array is a thousandth of a pixel off
-    wavelength = (wavelength * 10**1.2e-7).astype(np.float32)
+    wavelength = _lrs_wavelength(emulator)
     for block in range(-(-n // BLOCK)):
         rng = np.random.default_rng([seed, block])
         labels = draw_labels(BLOCK, rng, ranges)
@@ -239,6 +257,57 @@ def lamost_lrs(
         for row in range(min(BLOCK, n - block * BLOCK)):
             facts = _lrs_facts(seed, block * BLOCK + row, row, stars, positions)
             yield encode(facts, stars, row, wavelength), facts["truth"]
+
+
+def lamost_red_clump(
+    n: int, *, seed: int, snr, layout: str, emulator: Emulator | None = None, **_
+) -> Iterator[tuple[bytes, dict]]:
+    """Yield files of red-clump stars as `lamost_lrs` does.
+
+    Among what is true of a star are its `frames`, name and content by band.
+    """
+    encode = _lrs_layout(layout)
+    emulator = emulator or Emulator.load()
+    wavelength = _lrs_wavelength(emulator)
+    for block in range(-(-n // BLOCK)):
+        rng = np.random.default_rng([seed, block, 2])
+        positions = redclump.positions(BLOCK, rng)
+        ratios = draw_snr(snr, BLOCK, rng, emulator)
+        clump = redclump.draw(BLOCK, rng, ratios, positions, emulator)
+        stars = simulate(
+            clump[list(LABEL_NAMES)],
+            rng,
+            snr=ratios,
+            emulator=emulator,
+            ebv=clump["ebv"],
+            factor=redclump.bands(clump, emulator.wavelength.size),
+        )
+        for row in range(min(BLOCK, n - block * BLOCK)):
+            index = block * BLOCK + row
+            facts = _lrs_facts(seed, index, row, stars, positions)
+            field, camcol = divmod(index, 6)
+            name = f"{_PLAN.format(seed=seed)}-{camcol + 1}-{field + 1:04d}"
+            own = np.random.default_rng([seed, index, 3])
+            facts["truth"] |= {
+                "mass": clump["mass"][row],
+                "age": clump["age"][row],
+                "c_n": clump["c_n"][row],
+                **{f"{band}mag": clump[band][row] for band in frames.SEEING},
+                "frames": frames.frames(clump[row], name, own),
+            }
+            yield encode(facts, stars, row, wavelength), facts["truth"]
+
+
+def _lrs_layout(name: str) -> Callable[..., bytes]:
+    if name not in LRS_LAYOUTS:
+        raise unknown("layout", name, LRS_LAYOUTS)
+    return LRS_LAYOUTS[name]
+
+
+def _lrs_wavelength(emulator: Emulator) -> np.ndarray:
+    wavelength = emulator.wavelength[emulator.margin : -emulator.margin]
+    # real COEFF0 are rounded: the stored array is a thousandth of a pixel off
+    return (wavelength * 10**1.2e-7).astype(np.float32)
 
 
 def _draw_positions(count: int, rng) -> np.ndarray:
@@ -294,76 +363,35 @@ def _header_snr(value: float) -> float:
     return float(min(round(value, 2), 999)) if value != 0 else -9999.0
 
 
-def designation(ra: float, dec: float) -> str:
-    """Name of a position as LAMOST forms it, ``LAMOST JHHMMSS.ss+DDMMSS.s``.
-
-    Parameters
-    ----------
-    ra, dec : float
-        Degrees; truncated as the IAU asks, not rounded.
-    """
-    hundredths = int(ra / 15 * 360000)
-    tenths = int(abs(dec) * 36000)
-    hours = f"{hundredths // 360000:02d}{hundredths // 6000 % 60:02d}"
-    hours += f"{hundredths // 100 % 60:02d}.{hundredths % 100:02d}"
-    degrees = f"{tenths // 36000:02d}{tenths // 600 % 60:02d}"
-    degrees += f"{tenths // 10 % 60:02d}.{tenths % 10}"
-    return f"LAMOST J{hours}{'-' if dec < 0 else '+'}{degrees}"
-
-
-def card(keyword: str, value, comment: str = "") -> str:
-    """One FITS header card of 80 characters (FITS 4.0, section 4.2, fixed format)."""
-    if isinstance(value, bool):
-        text = f"{'T' if value else 'F':>20}"
-    elif isinstance(value, str):
-        text = f"'{value:<8}'".ljust(20)
-    else:
-        text = f"{value:>20}"
-    line = f"{keyword:<8}= {text}"
-    if comment:
-        line += f" / {comment}"
-    return f"{line[:80]:<80}"
-
-
-def header_block(cards: list[str]) -> bytes:
-    """Join cards, END and the padding to a multiple of 2880 bytes."""
-    text = "".join(cards) + f"{'END':<80}"
-    return text.ljust(-(-len(text) // 2880) * 2880).encode("ascii")
-
-
-def _remark(text: str) -> str:
-    return f"{'COMMENT ' + text:<80}"
-
-
 def _lrs_cards(facts: dict, release: str) -> list[str]:
     """Return the cards that both layouts share, in the order of real files."""
     truth = facts["truth"]
     ra, dec = truth["ra"], truth["dec"]
     where = ("[deg] Right ascension of object", "[deg] Declination of object")
     return [
-        _remark("--------FILE INFORMATION"),
-        _remark("SIMULATED by stellar fetch simulated; not an observation"),
+        remark("--------FILE INFORMATION"),
+        remark("SIMULATED by stellar fetch simulated; not an observation"),
         card("FILENAME", truth["file"]),
         card("OBSID", facts["obsid"], "Unique number ID of this spectrum"),
         card("AUTHOR", "stellar simulated", "Who compiled the information"),
         card("DATA_V", f"STELLAR SIMULATED {release}", "Data release version"),
         card("ORIGIN", "simulated", "Organization responsible for creating this file"),
-        _remark("--------TELESCOPE PARAMETERS"),
+        remark("--------TELESCOPE PARAMETERS"),
         card("TELESCOP", "LAMOST", "The telescope that is imitated"),
-        _remark("--------OBSERVATION PARAMETERS"),
+        remark("--------OBSERVATION PARAMETERS"),
         card("LMJD", facts["lmjd"], "Local Modified Julian Day"),
         card("MJD", facts["lmjd"] - 1, "Modified Julian Date"),
         card("PLANID", facts["plan"], "Plan ID in use"),
-        _number("RA", ra, where[0], 6),
-        _number("DEC", dec, where[1], 6),
+        decimal("RA", ra, where[0], 6),
+        decimal("DEC", dec, where[1], 6),
         card("DESIG", facts["designation"], "Designation of LAMOST target"),
         card("FIBERID", facts["fibre"], "Fiber ID of Object"),
         card("OBJTYPE", "Star", "Object type from input catalog"),
         card("RADECSYS", "FK5", "Equatorial coordinate system"),
         card("EQUINOX", 2000.0, "Equinox in years"),
-        _remark("--------SPECTROGRAPH PARAMETERS"),
+        remark("--------SPECTROGRAPH PARAMETERS"),
         card("SPID", facts["spid"], "Spectrograph ID"),
-        _remark("--------DATA REDUCTION PARAMETERS"),
+        remark("--------DATA REDUCTION PARAMETERS"),
         card("HELIO", True, "Heliocentric correction"),
         card("VACUUM", True, "Wavelengths are in vacuum"),
         card("NWORDER", 2, "Number of linear-log10 coefficients"),
@@ -375,27 +403,18 @@ def _lrs_cards(facts: dict, release: str) -> list[str]:
         card("CRPIX1", 1, "Starting pixel (1-indexed)"),
         card("CTYPE1", "LINEAR"),
         card("DC-FLAG", 1, "Log-linear flag"),
-        _remark("--------SPECTRA ANALYSIS RESULTS"),
+        remark("--------SPECTRA ANALYSIS RESULTS"),
         card("VERSPIPE", "stellar", "Version of Pipeline"),
         card("CLASS", "STAR", "Class of object"),
         card("SUBCLASS", truth["subclass"], "Subclass of object"),
-        _number("Z", facts["z"], "Redshift of object"),
-        _number("Z_ERR", facts["z_err"], "Redshift error of object"),
+        decimal("Z", facts["z"], "Redshift of object"),
+        decimal("Z_ERR", facts["z_err"], "Redshift error of object"),
         card("ZFLAG", "SIMULATED", "Which method computes the redshift"),
         *(
-            _number(f"SNR{band.upper()}", value, f"SNR of {band} filter", 2)
+            decimal(f"SNR{band.upper()}", value, f"SNR of {band} filter", 2)
             for band, value in facts["snr"].items()
         ),
     ]
-
-
-def _number(keyword: str, value: float, comment: str, digits: int = 8) -> str:
-    line = f"{keyword:<8}= {value:>20.{digits}f} / {comment}"
-    return f"{line:<80}"
-
-
-def _padded(content: bytes) -> bytes:
-    return content + bytes(-len(content) % 2880)
 
 
 def _lrs_table(facts: dict, stars: Simulation, row: int, wavelength) -> bytes:
@@ -435,7 +454,7 @@ def _lrs_table(facts: dict, stars: Simulation, row: int, wavelength) -> bytes:
         table.append(card(f"TTYPE{number}", name))
         table.append(card(f"TFORM{number}", f"{pixels}E"))
     data = np.stack(list(columns.values())).astype(">f4").tobytes()
-    return header_block(primary) + header_block(table) + _padded(data)
+    return header_block(primary) + header_block(table) + padded(data)
 
 
 def _lrs_image(facts: dict, stars: Simulation, row: int, wavelength) -> bytes:
@@ -453,7 +472,7 @@ def _lrs_image(facts: dict, stars: Simulation, row: int, wavelength) -> bytes:
     ]
     rows = (stars.flux, stars.ivar, wavelength[None], stars.andmask, stars.ormask)
     image = np.stack([part[row if len(part) > 1 else 0] for part in rows])
-    return header_block(primary) + _padded(image.astype(">f4").tobytes())
+    return header_block(primary) + padded(image.astype(">f4").tobytes())
 
 
 LRS_LAYOUTS = {"A": _lrs_image, "C": _lrs_table}
@@ -519,8 +538,8 @@ def _mrs_tables(facts: dict, stars: medium.Observation, row: int) -> bytes:
         card("BITPIX", 16),
         card("NAXIS", 0, "Number of array dimensions"),
         card("EXTEND", True, "Extensions may be present"),
-        _remark("--------FILE INFORMATION"),
-        _remark("SIMULATED by stellar fetch simulated; not an observation"),
+        remark("--------FILE INFORMATION"),
+        remark("SIMULATED by stellar fetch simulated; not an observation"),
         card("FILENAME", truth["file"]),
         card("OBSID", facts["obsid"], "Unique number ID of this spectrum"),
         card("AUTHOR", "stellar simulated", "Who compiled the information"),
@@ -528,13 +547,13 @@ def _mrs_tables(facts: dict, stars: medium.Observation, row: int) -> bytes:
         card("N_EXTEN", 1 + len(there), "The extension number"),
         card("EXTNAME", "Information", "The extension name"),
         card("ORIGIN", "simulated", "Organization responsible for creating this file"),
-        _remark("--------OBSERVATION PARAMETERS"),
+        remark("--------OBSERVATION PARAMETERS"),
         card("TELESCOP", "LAMOST", "The telescope that is imitated"),
         card("LMJD", facts["lmjd"], "Local Modified Julian Day"),
         card("MJD", facts["lmjd"] - 1, "Modified Julian Day"),
         card("PLANID", facts["plan"], "Plan ID in use"),
-        _number("RA", truth["ra"], "[deg] Right ascension of object", 6),
-        _number("DEC", truth["dec"], "[deg] Declination of object", 6),
+        decimal("RA", truth["ra"], "[deg] Right ascension of object", 6),
+        decimal("DEC", truth["dec"], "[deg] Declination of object", 6),
         card("DESIG", facts["designation"], "Designation of LAMOST target"),
         card("FIBERID", facts["fibre"], "Fiber ID of Object"),
         card("OBJTYPE", "Star", "Object type from input catalog"),
@@ -549,7 +568,7 @@ def _mrs_tables(facts: dict, stars: medium.Observation, row: int) -> bytes:
     for arm, data in medium.coadds(stars, row):
         if arm in there:
             content += _mrs_header(arm, len(data) // 16, facts["snr"][arm])
-            content += _padded(data)
+            content += padded(data)
     return content
 
 
@@ -564,7 +583,7 @@ def _mrs_header(arm: str, rows: int, snr: float) -> bytes:
         card("GCOUNT", 1),
         card("TFIELDS", 5),
         card("EXTNAME", f"COADD_{arm}", "The extension name"),
-        _number("SNR", snr, "Signal to noise ratio", 2),
+        decimal("SNR", snr, "Signal to noise ratio", 2),
     ]
     kinds = {"FLUX": "E", "IVAR": "E", "LOGLAM": "E", "ANDMASK": "I", "ORMASK": "I"}
     for number, (name, kind) in enumerate(kinds.items(), start=1):
