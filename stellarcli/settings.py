@@ -39,6 +39,8 @@ LIMITS = {
     "hide": (0, 1),
 }
 POSITIVE = ("epochs", "batch_size", "learning_rate", "members", "restart_epochs")
+POSITIVE += ("pool",)
+NESTED = ("network", "stream")  # settings such as network.width
 
 # What only gradient descent uses: refused for models computed in one go
 DESCENT = ("init", "freeze", "loss", "label_weights", "label_errors", "epochs")
@@ -51,7 +53,7 @@ DESCENT += (
     "schedule",
 )
 DESCENT += ("restart_epochs", "warmup", "clip", "average", "patience", "precision")
-DESCENT += ("noise", "velocity", "distortion", "hide")
+DESCENT += ("noise", "velocity", "distortion", "hide", "stream")
 
 # SPFusion and the networks of its table 2 are trained alike: 100 MSE(mass) + MSE(age);
 # two thirds of a fold to learn from, 7 : 3 with those to judge by
@@ -133,6 +135,9 @@ class TrainConfig:
     folds: int = 0  # k of a k-fold cross-validation; the test part is one fold
     fold: int = 0  # which one, from 0
     label_errors: bool = False  # use columns <label>_err in the loss
+    stream: dict[str, Any] = field(default_factory=dict)  # spectra simulated per epoch
+    emulator: str | None = None  # file that streams use instead of the shipped one
+    pool: int = 1000  # stars synthesised for the stream lamost-mrs
     # learning
     loss: str = "nll"  # key of LOSSES
     label_weights: tuple[float, ...] = ()  # per label, in the loss; 1 by default
@@ -273,13 +278,10 @@ class TrainConfig:
         for source in sources:
             for key, value in source.items():
                 head, _, tail = str(key).partition(".")
-                if head not in valid or (tail and head != "network"):
+                if head not in valid or (tail and head not in NESTED):
                     raise unknown("training setting", str(key), valid)
                 if tail:
-                    merged["network"] = {
-                        **merged.get("network", {}),
-                        tail: _number(value),
-                    }
+                    merged[head] = {**merged.get(head, {}), tail: _number(value)}
                 else:
                     merged[head] = _convert(str(valid[head].type), head, value)
         return cls(**merged)
