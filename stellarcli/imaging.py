@@ -275,6 +275,12 @@ class Images:
         return cKDTree([place.centre for place in self._places[band]])
 
 
+@lru_cache(maxsize=4)
+def source(name: str, bands: tuple[str, ...], size: int) -> Images:
+    """Return `Images` of a directory or table, read once per process."""
+    return Images(name, bands, size)
+
+
 def describe(flag: ImageFlag) -> str:
     """Say what the bits of a flag mean."""
     return "; ".join(

@@ -29,6 +29,7 @@ from stellarcli import (
     catalog,
     checkpoint,
     feeding,
+    imaging,
     models,
     novelty,
     preparation,
@@ -208,8 +209,13 @@ class Predictor:
     def made_up(self) -> Feed:
         """Return a batch of noise that the networks can be tried on."""
         model = self.model
+        shape = feeding.IMAGE_SHAPE
+        if model.recipe.images is not None:
+            bands, size = model.recipe.images
+            shape = (len(bands), size, size)
         return feeding.made_up(
-            self.inputs, CHUNK, model.pixels, model.wavelength, len(self.extra)
+            *(self.inputs, CHUNK, model.pixels, model.wavelength, len(self.extra)),
+            image_shape=shape,
         )
 
     def feed(self, chunk: Chunk) -> Feed:
@@ -335,6 +341,8 @@ class Run:
         Rows for single exposures where files hold them.
     rv : str
         Where velocities are from, see `velocity.Source`.
+    images : str
+        Directory or table of images, for models that see them.
     dropout : float
         Rate of dropout while predicting; 0 for none.
     workers : int
@@ -349,6 +357,7 @@ class Run:
     precision: str = "auto"
     exposures: bool = False
     rv: str = "header"
+    images: str = ""
     dropout: float = 0.0
     workers: int = field(default_factory=available_cores)
     shard: tuple[int, int] | None = None
@@ -404,6 +413,7 @@ def predict(
     _source(run.rv)
     predictor = _predictor_of(run)
     model = predictor.model
+    _check_images(predictor, tasks, run, note)
     digest = _plan(model, tasks, run)
     if continues and (finished := _finished(target, digest, tasks, model)):
         return finished
@@ -439,6 +449,25 @@ def predict(
         parts.close(keep=target != "-", shared=run.shard is not None)
     summary.seconds["total"] = time.perf_counter() - begin
     return summary
+
+
+def _check_images(
+    predictor: Predictor, tasks: Sequence[Task], run: Run, note: Callable[[str], None]
+) -> None:
+    """Open the source of images; say so where a model misses it, or has no use."""
+    if "images" not in predictor.inputs:
+        if run.images:
+            raise UsageError(
+                f"model {predictor.model.name!r} sees no images; leave --images out."
+            )
+    elif run.images:
+        bands, size = preparation.image_options(predictor.model.recipe)
+        imaging.source(run.images, bands, size)
+    elif any(task.paths for task in tasks):
+        note(
+            f"model {predictor.model.name!r} sees images, too, and none are given "
+            "(--images): values are those of the spectra alone, flagged NO_IMAGE."
+        )
 
 
 @lru_cache(maxsize=1)
@@ -482,6 +511,7 @@ def _prepare(task: Task, recipe: Recipe, inputs: tuple[str, ...], run: Run) -> C
         exposures=run.exposures,
         velocities=_source(run.rv),
         inputs=inputs,
+        images=run.images,
     )
 
 
@@ -563,6 +593,7 @@ def _plan(model: Model, tasks: Sequence[Task], run: Run) -> str:
     digest = hashlib.sha256()
     options = (__version__, model.sha256, run.precision, run.device, run.exposures)
     options += (run.rv, *_content(run.rv), run.dropout)
+    options += (run.images, *_content(run.images))
     digest.update(repr(options).encode())
     identity = lru_cache(_identity)
     for task in tasks:
@@ -572,11 +603,14 @@ def _plan(model: Model, tasks: Sequence[Task], run: Run) -> str:
     return digest.hexdigest()[:16]
 
 
-def _content(rv: str) -> tuple:
-    """Size and date of a catalogue of velocities."""
-    if rv in SOURCES:
+def _content(source: str) -> tuple:
+    """Size and date of a catalogue of velocities, or of where images are."""
+    if source in SOURCES or not source:
         return ()
-    status = os.stat(rv)
+    try:
+        status = os.stat(source)
+    except OSError:
+        return ()  # whoever opens it explains
     return status.st_size, status.st_mtime_ns
 
 

@@ -17,7 +17,7 @@ spectrum labels sptype devices processes resuming published selection
 catalog metrics novelty parallel losses augmentation feeding
 preprocess settings parts
 surveys
-prepared velocity streams
+prepared velocity streams imaging
 inputs
 preparation
 dataset

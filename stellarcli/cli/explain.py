@@ -93,6 +93,7 @@ def explain(
             show_default=False,
         ),
     ] = None,
+    images: options.Images = None,
     keep_flagged: Annotated[
         bool,
         typer.Option(
@@ -172,6 +173,7 @@ def explain(
         windows=_windows(model, method, start, stop, window, step),
         stage=stage or "",
         nodes=nodes,
+        images=images or "",
         keep_flagged=keep_flagged,
         device=devices.choose_device(device),
         workers=parallel.check_workers(workers),

@@ -56,6 +56,7 @@ def preprocess(
     ] = None,
     exposures: options.Exposures = False,
     rv: options.Velocity = "header",
+    images: options.Images = None,
     workers: options.Workers = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
@@ -74,6 +75,8 @@ def preprocess(
       stellar preprocess spectra/ -o prepared.fits --recipe scanet --figure star.png
 
       stellar preprocess mrs/ -o prepared.fits --recipe rdn --rv measure
+
+      stellar preprocess clump/ -o prepared.fits -r spfusion --images clump/frames
     """
     start_log(log, verbose)
     from stellarcli import (
@@ -108,6 +111,7 @@ def preprocess(
             radius=radius,
             exposures=exposures,
             velocities=velocity.Source.of(rv, radius),
+            images=images or "",
             workers=parallel.check_workers(workers),
             cards=provenance.cards(command_line()),
             progress=bar.update,
@@ -120,6 +124,8 @@ def preprocess(
         say(f"{summary.rows} spectra in {where}, {summary.failed} without a good pixel")
         if table is not None:
             say(f"  {summary.matched} of {summary.rows} matched a row of {labels}")
+        if images:
+            say(f"  {summary.pictured} of {summary.rows} have an image of {images}")
     if summary.failed == summary.rows:
         raise NoUsableSpectraError(f"none of {summary.rows} inputs has a good pixel.")
     if summary.failed:

@@ -253,7 +253,10 @@ def _explainer(request: Request) -> Explainer:
 def _work(task: Task, request: Request) -> tuple[Maps, np.ndarray, list]:
     explainer = _explainer(request)
     prepared = preparation.run(
-        task, explainer.model.recipe, inputs=explainer.predictor.inputs
+        task,
+        explainer.model.recipe,
+        inputs=explainer.predictor.inputs,
+        images=request.images,
     )
     return explainer(prepared)
 
@@ -268,6 +271,7 @@ def _results(tasks: Sequence[Task], request: Request) -> Iterator:
         preparation.run,
         recipe=explainer.model.recipe,
         inputs=explainer.predictor.inputs,
+        images=request.images,
     )
     yield from map(explainer, ordered_map(prepare, tasks, request.workers))
 

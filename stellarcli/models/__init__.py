@@ -106,7 +106,11 @@ def made_up(network: nn.Module, rows: int, pixels: int) -> list[Tensor]:
     """Return what a network could be fed, of ones: to count, to time, to try it."""
     extra = len(getattr(network, "extra", ()))
     device = next((t.device for t in network.state_dict().values()), "cpu")
-    feed = feeding.made_up(inputs(network), rows, pixels, extra=extra)
+    shape = list(feeding.IMAGE_SHAPE)
+    shape[1:] = 2 * [getattr(network, "image_size", shape[-1])]
+    feed = feeding.made_up(
+        inputs(network), rows, pixels, extra=extra, image_shape=shape
+    )
     if "flux" in feed:
         feed["flux"] = np.ones_like(feed["flux"])
         feed["ivar"] = np.ones_like(feed["ivar"])

@@ -137,7 +137,7 @@ class Attend(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions and attention around a shortcut; halves the length."""
+    """Normalised convolutions and attention around a shortcut; halves the length."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int):
         super().__init__()

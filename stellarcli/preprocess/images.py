@@ -29,7 +29,7 @@ FLAT, PLATEAU = (
     5,
 )  # a core with so many pixels above this share of its peak is full
 BRIGHT = 50.0  # peak over noise from which a core is judged
-SCALED = 32767  # what 1 is stored as
+SCALED, NO_VALUE = 32767, -32768  # what 1 and NaN are stored as
 
 
 class ImageFlag(IntFlag):
@@ -270,6 +270,20 @@ def scale_min_max(image: np.ndarray) -> np.ndarray:
     if not high > low:
         return np.zeros_like(image)
     return ((image - low) / (high - low)).astype(np.float32)
+
+
+def stored(images: np.ndarray) -> np.ndarray:
+    """Images of 0 … 1 as they are kept: 16-bit integers, `NO_VALUE` for NaN."""
+    known = np.isfinite(images)
+    values = np.where(known, images * SCALED, NO_VALUE)
+    return np.rint(values).astype(np.int16)
+
+
+def restored(values: np.ndarray) -> np.ndarray:
+    """Inverse of `stored`, float32."""
+    images = values.astype(np.float32) / SCALED
+    images[values == NO_VALUE] = np.nan
+    return images
 
 
 def usable(flags: np.ndarray) -> np.ndarray:
