@@ -45,7 +45,8 @@ def preprocess(
     figure: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Draw one spectrum before and after (png, pdf)."
+            metavar="FILE",
+            help="Draw one spectrum before and after (png, pdf), and its images.",
         ),
     ] = None,
     figure_row: Annotated[
@@ -117,7 +118,7 @@ def preprocess(
             progress=bar.update,
         )
     if figure:
-        figures.before_and_after(found, chosen, figure, figure_row)
+        figures.before_and_after(found, chosen, figure, figure_row, images or "")
     report_reasons(summary.reasons, log, quiet)
     if not quiet:
         where = "standard output" if output == "-" else target
