@@ -36,7 +36,8 @@ def explain(
             help="occlusion: how labels change when a window is replaced by the "
             "continuum. gradient: what each pixel adds to a label (integrated "
             "gradients). cam: activation maps of a convolutional stage, weighted by "
-            "gradients where they are; gradcam: by their mean.",
+            "gradients where they are; gradcam: by their mean. channel-attention: how "
+            "much the head trusts each channel (spfusion, convnext1d).",
         ),
     ] = "occlusion",
     target: Annotated[
@@ -64,7 +65,8 @@ def explain(
         float | None,
         typer.Option(
             metavar="ANGSTROM",
-            help="Where they end. By default 8095, or the model's last pixel.",
+            help="Where they end. By default 8095, or the model's last pixel; 5500 for "
+            "channel-attention.",
             show_default=False,
         ),
     ] = None,
@@ -89,7 +91,7 @@ def explain(
         typer.Option(
             "--each/--no-each",
             help="Keep the map of every spectrum in the output (FITS); by default "
-            "only of cam and gradcam.",
+            "only of cam, gradcam and channel-attention.",
             show_default=False,
         ),
     ] = None,
@@ -152,6 +154,8 @@ def explain(
       stellar explain prepared.fits -o maps.fits --method gradient -m mine.safetensors
 
       stellar explain spectra/ -o cam.fits --method cam --panels examples --figure c.pdf
+
+      stellar explain clump.fits -o a.fits -m spf.safetensors --method channel-attention
     """
     from stellarcli.errors import ExitStatus, UsageError
 
@@ -162,7 +166,13 @@ def explain(
         raise UsageError("--top must be at least 0, --examples at least 1.")
 
     from stellarcli import catalog, devices, figures, inputs, parallel, provenance
-    from stellarcli.explanation import drawing, importance, method_class, writing
+    from stellarcli.explanation import (
+        drawing,
+        heatmap,
+        importance,
+        method_class,
+        writing,
+    )
     from stellarcli.explanation.request import Request
 
     method_class(method)
@@ -183,10 +193,11 @@ def explain(
         figures.check_output(figure, overwrite)
     name = catalog.check_output(output, overwrite)
     tasks = list(inputs.tasks(inputs.expand(paths, output), importance.TASK))
-    best = drawing.Examples(examples)
+    best, weights = drawing.Examples(examples), heatmap.Weights()
     with ExitStack() as stack:
         spool = None
-        if each or (each is None and method in drawing.BY_CLASS):
+        usual = (*drawing.BY_CLASS, "channel-attention")
+        if each or (each is None and method in usual):
             spool = stack.enter_context(writing.Spool(name))
         bar = stack.enter_context(progress(sum(map(len, tasks)), "spectra", quiet))
 
@@ -194,11 +205,14 @@ def explain(
             best.keep(maps)
             if spool:
                 spool.keep(maps)
+            weights.keep(maps)
 
         found = importance.explain(tasks, request, keep=keep, progress=bar.update)
         cards = provenance.cards(command_line())
         writing.write(name, found, cards, spool, overwrite=True)
-    if figure:
+    if figure and method == "channel-attention":
+        heatmap.draw(found, figure, weights, importance.channel_parts(request))
+    elif figure:
         drawing.draw(found, figure, panels, best)
     report_reasons(found.summary.reasons, log, quiet)
     if not quiet:
@@ -224,7 +238,9 @@ def _windows(
 
     low, high = Windows.start, Windows.stop
     seen = checkpoint.load(model).wavelength
-    if method != "occlusion" and seen is not None:
+    if method == "channel-attention":
+        high = 5500.0  # as in SPFusion's figure 10
+    elif method != "occlusion" and seen is not None:
         low, high = math.floor(seen[0]), math.ceil(seen[-1])
     return Windows(
         low if start is None else start, high if stop is None else stop, width, step

@@ -12,12 +12,14 @@ baseline      the continuum that lines are replaced by
 occlusion     change of a label when a window is replaced by the continuum
 gradient      integrated gradients: what each pixel adds to the label
 activation    class activation maps of a convolutional stage
+channels      channel attention, over a batch and over the spectrum
 classes       O, B, A, F, G, K, M of a prediction, with scores
 importance    `explain`: spectra through a method, and their averages
 lines         names of spectral features
 ranking       the windows that matter, and the features in them
 writing       `Importance` as a table
 drawing       `Importance` as a figure
+heatmap       channel attention as a figure
 ============  ======================================================================
 """
 
@@ -33,6 +35,7 @@ METHODS = {
     "gradient": "gradient:IntegratedGradients",
     "cam": "activation:ActivationMaps",
     "gradcam": "activation:GradCAM",
+    "channel-attention": "channels:ChannelAttention",
 }
 
 

@@ -40,11 +40,14 @@ class Maps:
         Prepared; NaN where masked.
     values : ndarray of float32, shape (spectrum, point, label)
         With a sign, in the labels' units.
+    channels : ndarray of float32, shape (spectrum, channel), optional
+        Weights of a network's channels, of the method that looks at them.
     """
 
     rows: np.ndarray
     flux: np.ndarray
     values: np.ndarray
+    channels: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return the number of spectra."""
@@ -52,7 +55,8 @@ class Maps:
 
     def take(self, index: np.ndarray) -> Maps:
         """Return some of the spectra."""
-        return Maps(self.rows[index], self.flux[index], self.values[index])
+        channels = None if self.channels is None else self.channels[index]
+        return Maps(self.rows[index], self.flux[index], self.values[index], channels)
 
     def joined(self, other: Maps) -> Maps:
         """Return these spectra and others."""
@@ -241,13 +245,21 @@ class Explainer:
         values = np.zeros(shape, np.float32)
         if use.size:
             values = self.method(batch, others)
-        return Maps(rows[use], flux, values), rows["flag"], reasons
+        channels = getattr(self.method, "channels", None)
+        if channels is not None and not use.size:
+            channels = channels[:0]
+        return Maps(rows[use], flux, values, channels), rows["flag"], reasons
 
 
 @lru_cache(maxsize=1)
 def _explainer(request: Request) -> Explainer:
     """Load a model once per process; forked workers inherit it."""
     return Explainer(request)
+
+
+def channel_parts(request: Request) -> dict[str, slice]:
+    """Channels of each kind, of the method that looks at them."""
+    return _explainer(request).method.parts
 
 
 def _work(task: Task, request: Request) -> tuple[Maps, np.ndarray, list]:
@@ -311,7 +323,8 @@ def explain(
     found = Importance(
         request=request,
         model=model,
-        labels=[model.labels[n] for n in method.targets],
+        labels=getattr(method, "labels", None)
+        or [model.labels[n] for n in method.targets],
         wavelength=method.wavelength,
         about=method.about,
         details=method.details,

@@ -262,6 +262,10 @@ class ConvNeXt1D(nn.Module):
             for n, end in enumerate(self.trunk.ends, 1)
         }
 
+    def channel_parts(self) -> dict[str, slice]:
+        """Channels that the head's attention weighs, by what they are of."""
+        return {"spectral": slice(0, self.trunk.channels)}
+
     def forward(self, flux: Tensor, ivar: Tensor) -> tuple[Tensor, Tensor]:
         """Predict labels.
 

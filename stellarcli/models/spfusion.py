@@ -269,6 +269,14 @@ class SPFusion(nn.Module):
         spectral = self.trunk["spectral"]
         return {f"stage{n}": spectral.layers[e] for n, e in enumerate(spectral.ends, 1)}
 
+    def channel_parts(self) -> dict[str, slice]:
+        """Channels that the head's attention weighs, by what they are of."""
+        third = self.trunk["spectral"].channels
+        names = ("photometric", "fused", "spectral")
+        return {
+            name: slice(n * third, n * third + third) for n, name in enumerate(names)
+        }
+
     def forward_features(self, flux: Tensor, images: Tensor) -> Tensor:
         """Spectra and images to joined features, (star, channel, 1, position).
 
