@@ -133,7 +133,7 @@ def resolve(config: TrainConfig, start: checkpoint.Model | None) -> TrainConfig:
                 f"'{config.init}' is a {start.architecture}, not a {config.model}: "
                 "leave --model out, or --init."
             )
-        inherited = start.config
+        inherited = models.former(start.architecture) | start.config
     defaults = models.options(name)
     for key in config.network:
         if key not in defaults:
@@ -345,12 +345,19 @@ def _halved(network: nn.Module) -> dict[str, torch.Tensor]:
     """Tensors that may be stored as float16.
 
     Not the variances of batch normalisations, by which weights are divided, and their
-    means.
+    means; nor the modules that call themselves exact.
     """
+    exact = tuple(
+        f"{name}."
+        for name, module in network.named_modules()
+        if getattr(module, "exact", False)
+    )
     return {
         key: value
         for key, value in network.state_dict().items()
-        if value.dtype == torch.float32 and ".running_" not in f".{key}"
+        if value.dtype == torch.float32
+        and ".running_" not in f".{key}"
+        and not key.startswith(exact)
     }
 
 

@@ -8,7 +8,8 @@ method ``fit`` is computed in one go instead of by gradient descent (`baselines`
 network that needs to know wavelengths and labels has a method ``prepare(wavelength,
 labels)``, called before its first training; one with parts that are solved for and not
 trained has ``settle(flux, ivar, truth)``, called with training rows, truth in model
-units, when it is trained. Names map to ``module:class``, so that listing them needs no
+units, when it is trained. Modules with a true ``exact`` are never stored as float16. Options that came later are in ``former`` with the values
+that older files stand for. Names map to ``module:class``, so that listing them needs no
 torch.
 
 A convolutional network may have ``stages()``, modules by the name that users type, from
@@ -69,6 +70,11 @@ def options(name: str) -> dict[str, Any]:
 
     parameters = inspect.signature(network_class(name)).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def former(name: str) -> dict[str, Any]:
+    """Return the values of options that a network's older files don't state."""
+    return getattr(network_class(name), "former", {})
 
 
 def in_one_go(name: str) -> bool:
