@@ -268,22 +268,23 @@ def _latency(
     """Milliseconds per spectrum of a network that was made ready for inference."""
     with torch.device(device):
         network = _build(name, published).eval()
-        flux = torch.ones(batch, get(name).pixels)
+    inputs = models.made_up(network, batch, get(name).pixels)
     if hasattr(network, "fuse"):
         network.fuse()
     if precision == "bfloat16":
         network.trunk.to(torch.bfloat16)
-    return 1000 * seconds(network, flux) / batch
+    return 1000 * seconds(network, *inputs) / batch
 
 
 @torch.inference_mode()
-def seconds(network: nn.Module, flux: torch.Tensor) -> float:
+def seconds(network: nn.Module, *inputs: torch.Tensor) -> float:
     """Median time of a forward pass, after one that isn't counted.
 
     Parameters
     ----------
     network : nn.Module
-    flux : Tensor, shape (spectrum, pixel)
+    *inputs : Tensor
+        What it is fed.
 
     Returns
     -------
@@ -291,17 +292,17 @@ def seconds(network: nn.Module, flux: torch.Tensor) -> float:
         Seconds for the whole batch, what runs on a GPU included.
     """
     times: list[float] = []
-    _timed(network, flux)
+    _timed(network, *inputs)
     while len(times) < ROUNDS and sum(times) < SECONDS:
-        times.append(_timed(network, flux))
+        times.append(_timed(network, *inputs))
     return statistics.median(times)
 
 
-def _timed(network: nn.Module, flux: torch.Tensor) -> float:
+def _timed(network: nn.Module, *inputs: torch.Tensor) -> float:
     start = time.perf_counter()
-    network(flux, torch.ones_like(flux))
-    if flux.is_cuda:
-        torch.cuda.synchronize(flux.device)
+    network(*inputs)
+    if inputs[0].is_cuda:
+        torch.cuda.synchronize(inputs[0].device)
     return time.perf_counter() - start
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from stellarcli import checkpoint, preparation
+from stellarcli import checkpoint, feeding, preparation
 from stellarcli.catalog import BAD, FAILED, decode_name
 from stellarcli.checkpoint import Model
 from stellarcli.errors import NoUsableSpectraError, UsageError
@@ -235,7 +235,12 @@ class Explainer:
         names = [decode_name(name.decode()) for name in rows["file"]]
         reasons = [(names[row], text) for row, text in chunk.reasons]
         shape = (0, len(self.method.wavelength), len(self.method.targets))
-        values = self.method(batch) if use.size else np.zeros(shape, np.float32)
+        others = feeding.taken(self.predictor.feed(chunk), use)
+        for name in feeding.SPECTRUM:  # these are in the batch
+            others.pop(name, None)
+        values = np.zeros(shape, np.float32)
+        if use.size:
+            values = self.method(batch, others)
         return Maps(rows[use], flux, values), rows["flag"], reasons
 
 
@@ -247,7 +252,10 @@ def _explainer(request: Request) -> Explainer:
 
 def _work(task: Task, request: Request) -> tuple[Maps, np.ndarray, list]:
     explainer = _explainer(request)
-    return explainer(preparation.run(task, explainer.model.recipe))
+    prepared = preparation.run(
+        task, explainer.model.recipe, inputs=explainer.predictor.inputs
+    )
+    return explainer(prepared)
 
 
 def _results(tasks: Sequence[Task], request: Request) -> Iterator:
@@ -256,7 +264,11 @@ def _results(tasks: Sequence[Task], request: Request) -> Iterator:
         return
     # workers read and prepare; this process feeds the device
     explainer = _explainer(request)
-    prepare = partial(preparation.run, recipe=explainer.model.recipe)
+    prepare = partial(
+        preparation.run,
+        recipe=explainer.model.recipe,
+        inputs=explainer.predictor.inputs,
+    )
     yield from map(explainer, ordered_map(prepare, tasks, request.workers))
 
 

@@ -162,9 +162,7 @@ class TemplateFit(Given):
             setattr(self, name, torch.from_numpy(np.asarray(value, dtype=np.float32)))
 
     @torch.no_grad()
-    def forward(
-        self, flux: Tensor, ivar: Tensor, start: Tensor
-    ) -> Solution:
+    def forward(self, flux: Tensor, ivar: Tensor, start: Tensor) -> Solution:
         """Fit a batch.
 
         Parameters
