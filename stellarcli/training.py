@@ -58,6 +58,7 @@ def train(
     resume: bool = False,
     report: Callable[[Progress], None] = lambda _: None,
     provenance: dict[str, Any] | None = None,
+    unseen: calibration.Judged | None = None,
 ) -> checkpoint.Model:
     """Train a model from prepared tables and write its file.
 
@@ -75,6 +76,8 @@ def train(
         Called after every epoch.
     provenance : dict, optional
         Goes into the file.
+    unseen : Judged, optional
+        As for `calibration.finish`.
 
     Returns
     -------
@@ -109,7 +112,7 @@ def train(
             half = config.half and all(map(_round, networks))
             _settle(networks, model, data)
             model.state = _tensors(networks, half)
-            calibration.finish(model, networks, data)
+            calibration.finish(model, networks, data, unseen)
             checkpoint.save(model, output)
             data.write_split(output.with_suffix(".split.fits"))
             curves.draw(model, _by_part(model, data), output.with_suffix(".png"))

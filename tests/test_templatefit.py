@@ -117,7 +117,8 @@ def test_without_a_good_pixel_it_stays_where_it_starts(fit):
 
 
 def network_of(**options):
-    small = {"widths": (8, 16), "blocks": (1, 1), "hidden": 16, **options}
+    small = {"widths": (8, 16), "blocks": (1, 1), "hidden": 16, "components": 8}
+    small |= options
     torch.manual_seed(0)
     network = models.build(
         "resnetfit", pixels=RECIPE.wavelength.size, labels=3, **small
@@ -167,7 +168,7 @@ def test_files_keep_templates_and_correction(tmp_path):
     model = checkpoint.Model(
         name="fit",
         architecture="resnetfit",
-        config=options,
+        config=models.options("resnetfit") | options,
         pixels=RECIPE.wavelength.size,
         labels=LABELS,
         recipe=RECIPE,

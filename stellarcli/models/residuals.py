@@ -55,12 +55,15 @@ class Residuals(Given):
         noise = (1 / weight.clamp_min(1)).mean() / 2  # half: rows of weight count more
         variance = torch.maximum(variance - noise, LEAST_SHARE * variance)
         self.mean = mean.float()
-        self.basis = (basis[:size] * variance.sqrt()[:, None]).float()
+        # in the order that a file gives it back in: products depend on it
+        self.basis = (basis[:size] * variance.sqrt()[:, None]).float().contiguous()
         self.tables = ()
 
     def forward(self, residual: Tensor, weight: Tensor) -> Tensor:
         """(spectrum, pixel), twice, to coefficients (spectrum, component)."""
         size = len(self.basis)
+        if not size:
+            return residual.new_zeros(len(residual), 0)
         weighted = weight * _clipped(residual - self.mean, weight)
         products, row, column = self._tables()
         values = (weight @ products).double()

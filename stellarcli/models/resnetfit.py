@@ -113,7 +113,7 @@ class ResNetFit(ResNet1D):
         self.correction.solve(self._inputs(found), truth - found.labels, variance)
 
     def _inputs(self, found: Solution) -> Tensor:
-        """What the fit's faults depend on."""
+        """Return what the fit's faults depend on, (spectrum, input)."""
         inputs = [found.labels, found.broadening]
         if hasattr(self, "residuals"):
             inputs.append(self.residuals(found.residual, found.weight))
