@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stellarcli import feeding, metrics, models, novelty
+from stellarcli import feeding, metrics, models, novelty, sptype
 from stellarcli.checkpoint import Model
 from stellarcli.dataset import Dataset
 
@@ -25,6 +25,9 @@ LARGE_ERROR = 0.5  # of the training labels' spread: the spectrum says little
 REFERENCE_SNR = 50.0  # per pixel, where the error's factor is the model's error_scale
 LEAST_SPAN = 0.5  # of the rows' log S/N, for a slope with it
 STEEPEST = 1.0  # slope of log error with log S/N
+TYPED = 0.9  # of the training rows have a spectral type, where types are judged
+RARE = 0.002  # of them have types beyond the range, at each end
+TYPE_MARGIN = 0.3  # classes: surveys' types are no better than three subtypes
 HARMLESS = 0.1  # change by bfloat16 over predicted error
 
 
@@ -124,6 +127,10 @@ def finish(
         "large_error": LARGE_ERROR,
         "bfloat16_safe": _bfloat16_safe(networks, data, judge, mean, error),
     }
+    types = sptype.numbers(data.rows(sample).text("subclass"))
+    if np.isfinite(types).mean() >= TYPED:
+        low, high = np.nanquantile(types, (RARE, 1 - RARE))
+        model.limits["types"] = [low - TYPE_MARGIN, high + TYPE_MARGIN]
     judged = unseen or _judged(model, mean, error, data, judge)
     calibrate(model, judged)
     kind = "validation" if judge is held else "train"
