@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stellarcli import feeding, metrics, models, novelty
+from stellarcli import familiarity, feeding, metrics, models, novelty
 from stellarcli.checkpoint import Model
 from stellarcli.dataset import Dataset
 
@@ -56,7 +56,12 @@ def combine(
     return mean, variance + np.square(stack - mean).mean(axis=0)
 
 
-def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
+def finish(
+    model: Model,
+    networks: list[nn.Module],
+    data: Dataset,
+    start: Model | None = None,
+) -> None:
     """Fill a model's error scale, limits, novelty statistics and metrics.
 
     Parameters
@@ -67,6 +72,8 @@ def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
         Members of the ensemble, with the weights as they will be stored.
     data : Dataset
         Its validation rows judge; without enough of them its training rows.
+    start : Model, optional
+        That the training began with: what it has seen, this one has seen, too.
     """
     most = novelty.rows(model.pixels)
     sample = some(data.index("train"), most)
@@ -81,6 +88,9 @@ def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
         for name in ("mean", "components"):
             unlike[name] = unlike[name].astype(np.float16)  # they have no more digits
         model.state |= {f"novelty.{key}": value for key, value in unlike.items()}
+    elif "wavelength" in data.inputs:
+        seen = familiarity.fit(data.feed(sample), start and start.part("familiar"))
+        model.state |= {f"familiar.{key}": value for key, value in seen.items()}
     mean, variance = _ensemble(networks, data, judge)
     error = np.sqrt(variance)
     model.limits = {
