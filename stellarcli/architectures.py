@@ -171,9 +171,9 @@ ARCHITECTURES = {
             "The published SpectraFM holds a table of 3.85 million weights of which a "
             "handful of rows is used; its live parameters leave that out. 'patches' is "
             "this program's own network at its default size, whose multiply-adds here "
-            "are those of a spectrum with light in all of its 322 patches. The paper's fully connected "
-            "network has one output, ours a mean and a variance for each of five "
-            "labels."
+            "are those of a spectrum with light in all of its 322 patches. The paper's "
+            "fully connected network has one output, ours a mean and a variance for "
+            "each of five labels."
         ),
     ),
 }
