@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stellarcli import metrics, models, novelty
+from stellarcli import familiarity, feeding, metrics, models, novelty
 from stellarcli.checkpoint import Model
 from stellarcli.dataset import Dataset
 
@@ -35,8 +35,8 @@ def predict_encoded(
     device = next(iter(network.state_dict().values())).device
     outputs = []
     for start in range(0, max(1, len(index)), BATCH):
-        spectra = data.spectra(index[start : start + BATCH])
-        inputs = [torch.from_numpy(array).to(device) for array in spectra]
+        feed = data.feed(index[start : start + BATCH])
+        inputs = feeding.tensors(feed, device).values()
         outputs.append([values.float().cpu().numpy() for values in network(*inputs)])
     mean, log_variance = zip(*outputs, strict=True)
     return np.concatenate(mean), np.concatenate(log_variance)
@@ -56,7 +56,12 @@ def combine(
     return mean, variance + np.square(stack - mean).mean(axis=0)
 
 
-def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
+def finish(
+    model: Model,
+    networks: list[nn.Module],
+    data: Dataset,
+    start: Model | None = None,
+) -> None:
     """Fill a model's error scale, limits, novelty statistics and metrics.
 
     Parameters
@@ -67,19 +72,25 @@ def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
         Members of the ensemble, with the weights as they will be stored.
     data : Dataset
         Its validation rows judge; without enough of them its training rows.
+    start : Model, optional
+        That the training began with: what it has seen, this one has seen, too.
     """
     most = novelty.rows(model.pixels)
     sample = some(data.index("train"), most)
     held = data.index("validation")
     judge = held if held.size >= ENOUGH else sample
-    unlike = novelty.fit(*data.spectra(sample))
-    scores = [novelty.cross_scores(*data.spectra(sample))]
-    if judge is held:
-        scores.append(_scores(data, some(held, most), unlike))
-    novelty.calibrate(unlike, np.concatenate(scores))
-    for name in ("mean", "components"):
-        unlike[name] = unlike[name].astype(np.float16)  # they have no more digits
-    model.state |= {f"novelty.{key}": value for key, value in unlike.items()}
+    if model.wavelength is not None:  # components of spectra need a common grid
+        unlike = novelty.fit(*data.spectra(sample))
+        scores = [novelty.cross_scores(*data.spectra(sample))]
+        if judge is held:
+            scores.append(_scores(data, some(held, most), unlike))
+        novelty.calibrate(unlike, np.concatenate(scores))
+        for name in ("mean", "components"):
+            unlike[name] = unlike[name].astype(np.float16)  # they have no more digits
+        model.state |= {f"novelty.{key}": value for key, value in unlike.items()}
+    elif "wavelength" in data.inputs:
+        seen = familiarity.fit(data.feed(sample), start and start.part("familiar"))
+        model.state |= {f"familiar.{key}": value for key, value in seen.items()}
     mean, variance = _ensemble(networks, data, judge)
     error = np.sqrt(variance)
     model.limits = {

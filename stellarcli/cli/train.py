@@ -26,14 +26,6 @@ if TYPE_CHECKING:
 
 
 def train(
-    tables: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="TABLE...",
-            help="Prepared tables; raw files, directories and lists too, which are "
-            "prepared first with --recipe.",
-        ),
-    ],
     output: Annotated[
         str,
         typer.Option(
@@ -43,6 +35,16 @@ def train(
             help="Model file, *.safetensors; !MODEL replaces an existing one.",
         ),
     ],
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TABLE]...",
+            help="Prepared tables; raw files, directories and lists too, which are "
+            "prepared first with --recipe. None where --set stream.… simulates "
+            "spectra while training.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -50,8 +52,8 @@ def train(
             "-m",
             metavar="NAME",
             help="Architecture: resnet1d, resnetfit, scanet, mkresnet, rdn, resnet, "
-            "densenet, starnet; or kernel, adaboost, kmeans, which are computed in one "
-            "go.",
+            "densenet, starnet, spectrafm, perceptron; or kernel, adaboost, kmeans, "
+            "which are computed in one go.",
         ),
     ] = None,
     config: Annotated[
@@ -178,6 +180,8 @@ def train(
       stellar train mine.fits -o tuned.safetensors --init default --epochs 10
 
       stellar train folded.fits -o sca.safetensors -m scanet --preset paper --seeds 5
+
+      stellar train -o fm.safetensors -m spectrafm --set stream.lamost-lrs=5000
     """
     start_log(log, verbose, lines=True)
     from stellarcli import (
@@ -214,7 +218,7 @@ def train(
         _interruptible(target_path, runs),
         processes.join(choose_device(resolved.device)) as world,
         planning.prepared(
-            tables, recipe, target_path, world, sayer(quiet or not world.first)
+            tables or [], recipe, target_path, world, sayer(quiet or not world.first)
         ) as paths,
     ):
         if dry_run:
