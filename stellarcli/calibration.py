@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stellarcli import feeding, metrics, models, novelty, sptype
+from stellarcli import familiarity, feeding, metrics, models, novelty, sptype
 from stellarcli.checkpoint import Model
 from stellarcli.dataset import Dataset
 
@@ -93,6 +93,7 @@ def finish(
     networks: list[nn.Module],
     data: Dataset,
     unseen: Judged | None = None,
+    start: Model | None = None,
 ) -> None:
     """Fill a model's error scale, limits, novelty statistics and metrics.
 
@@ -107,6 +108,8 @@ def finish(
     unseen : Judged, optional
         Predictions by models alike of spectra that these hadn't seen, which then judge:
         those of a cross-validation.
+    start : Model, optional
+        That the training began with: what it has seen, this one has seen, too.
     """
     most = novelty.rows(model.pixels)
     sample = some(data.index("train"), most)
@@ -121,6 +124,9 @@ def finish(
         for name in ("mean", "components"):
             unlike[name] = unlike[name].astype(np.float16)  # they have no more digits
         model.state |= {f"novelty.{key}": value for key, value in unlike.items()}
+    elif "wavelength" in data.inputs:
+        seen = familiarity.fit(data.feed(sample), start and start.part("familiar"))
+        model.state |= {f"familiar.{key}": value for key, value in seen.items()}
     mean, variance = _ensemble(networks, data, judge)
     error = np.sqrt(variance)
     model.limits = {

@@ -28,6 +28,7 @@ from stellarcli import (
     __version__,
     catalog,
     checkpoint,
+    familiarity,
     feeding,
     models,
     novelty,
@@ -162,6 +163,7 @@ class Predictor:
         self.names = {column.name for column in self.columns}
         self.device = torch.device(device)
         self.unlike = model.part("novelty")
+        self.familiar = model.part("familiar")
         self.extra = tuple(model.config.get("extra", ()))
         safe = bool(model.limits.get("bfloat16_safe"))
         reduced = precision == "bfloat16" or (
@@ -309,6 +311,10 @@ class Predictor:
         if self.unlike:
             scores = novelty.score(chunk.batch.flux, chunk.batch.ivar, self.unlike)
             conditions[Flag.UNLIKE_TRAINING] = ~(scores <= 1).all(axis=1)
+        if self.familiar:
+            feed = chunk.feed(("ivar", "wavelength"))
+            share = familiarity.share(feed, self.familiar)
+            conditions[Flag.UNLIKE_TRAINING] = share < familiarity.ENOUGH
         if len(self.networks) > 1:
             own = np.maximum(variance - spread, 1e-12)
             conditions[Flag.DISAGREEMENT] = (np.sqrt(spread / own) > DISAGREEMENT).any(

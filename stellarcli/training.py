@@ -112,7 +112,7 @@ def train(
             half = config.half and all(map(_round, networks))
             _settle(networks, model, data)
             model.state = _tensors(networks, half)
-            calibration.finish(model, networks, data, unseen)
+            calibration.finish(model, networks, data, unseen, start)
             checkpoint.save(model, output)
             data.write_split(output.with_suffix(".split.fits"))
             curves.draw(model, _by_part(model, data), output.with_suffix(".png"))

@@ -15,6 +15,7 @@ ORDER = """
 errors provenance
 spectrum labels sptype devices processes resuming published selection
 catalog metrics novelty parallel losses augmentation feeding
+familiarity
 preprocess settings parts
 surveys
 prepared velocity streams
