@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stellarcli import models
+from stellarcli import models, settings
 from stellarcli.errors import unknown
 
 BATCH = 32
@@ -180,6 +180,30 @@ ARCHITECTURES = {
         networks=tuple(
             Published(f"kernel {kernel}", "", {"kernel": kernel})
             for kernel in (5, 3, 7, 9)
+        ),
+    ),
+    "spectrafm": Architecture(
+        title="SpectraFM",
+        source="Koblischke & Bovy 2024 (arXiv:2411.04750)",
+        pixels=512,
+        labels=5,
+        networks=(
+            Published(
+                *("paper", ""),
+                settings.PRESETS["paper"]["spectrafm"]["network"],
+                parameters=11_870_000,
+                live_parameters=8_020_000,
+            ),
+            Published("patches", "", {}),
+            Published("fully connected", "", {}, 4_990_000, model="perceptron"),
+        ),
+        note=(
+            "The published SpectraFM holds a table of 3.85 million weights of which a "
+            "handful of rows is used; its live parameters leave that out. 'patches' is "
+            "this program's own network at its default size, whose multiply-adds here "
+            "are those of a spectrum with light in all of its 322 patches. The paper's "
+            "fully connected network has one output, ours a mean and a variance for "
+            "each of five labels."
         ),
     ),
 }

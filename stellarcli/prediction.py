@@ -28,6 +28,7 @@ from stellarcli import (
     __version__,
     catalog,
     checkpoint,
+    familiarity,
     feeding,
     imaging,
     models,
@@ -163,6 +164,7 @@ class Predictor:
         self.names = {column.name for column in self.columns}
         self.device = torch.device(device)
         self.unlike = model.part("novelty")
+        self.familiar = model.part("familiar")
         self.extra = tuple(model.config.get("extra", ()))
         safe = bool(model.limits.get("bfloat16_safe"))
         reduced = precision == "bfloat16" or (
@@ -310,9 +312,15 @@ class Predictor:
             outside |= ~((value >= low) & (value <= high))
             large |= ~(error[:, i] < self.model.limits.get("large_error", np.inf))
         conditions = {Flag.OUT_OF_RANGE: outside, Flag.LARGE_ERROR: large}
+        if types := self.model.limits.get("types"):
+            conditions[Flag.OTHER_TYPE] = sptype.outside(chunk.rows["subclass"], *types)
         if self.unlike:
             scores = novelty.score(chunk.batch.flux, chunk.batch.ivar, self.unlike)
             conditions[Flag.UNLIKE_TRAINING] = ~(scores <= 1).all(axis=1)
+        if self.familiar:
+            feed = chunk.feed(("ivar", "wavelength"))
+            share = familiarity.share(feed, self.familiar)
+            conditions[Flag.UNLIKE_TRAINING] = share < familiarity.ENOUGH
         if len(self.networks) > 1:
             own = np.maximum(variance - spread, 1e-12)
             conditions[Flag.DISAGREEMENT] = (np.sqrt(spread / own) > DISAGREEMENT).any(

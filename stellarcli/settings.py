@@ -109,6 +109,29 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "test": 0.2,
             "validation": 0.125,
         },
+        # of the first of three stages
+        "spectrafm": {
+            "network": {
+                "tokens": "pixels",
+                "width": 256,
+                "heads": [16, 8, 16, 8, 4],
+                "encoder": [2048, 1024],
+                "decoder": [2048, 1024, 512],
+                "hidden": [2048, 1024, 512, 256],
+                "context": 512,
+                "norm": "after",
+                "cut": 0.0,
+                "dropout": 0.05,
+            },
+            "loss": "nll",
+            "epochs": 325,
+            "batch_size": 64,
+            "learning_rate": 1e-4,
+            "optimizer": "adamw",
+            "schedule": "restarts",
+            "restart_epochs": 50,
+            "average": 0.0,
+        },
     },
 }
 

@@ -8,7 +8,7 @@ from stellarcli.provenance import Card
 
 
 class Flag(IntFlag):
-    """What is to be known about a row. Bits 16 to 23 are spare, 24 to 30 the user's."""
+    """What is to be known about a row. Bits 17 to 23 are spare, 24 to 30 the user's."""
 
     UNREADABLE = 1 << 0
     NO_COVERAGE = 1 << 1
@@ -24,8 +24,9 @@ class Flag(IntFlag):
     DUPLICATE = 1 << 11
     NOISE_MEASURED = 1 << 12
     ARMS_DIFFER = 1 << 13
-    NO_IMAGE = 1 << 14
-    IMAGE_DEFECT = 1 << 15
+    OTHER_TYPE = 1 << 14
+    NO_IMAGE = 1 << 15
+    IMAGE_DEFECT = 1 << 16
 
 
 FLAG_MEANING = {
@@ -43,6 +44,7 @@ FLAG_MEANING = {
     Flag.DUPLICATE: "the same file was given more than once",
     Flag.NOISE_MEASURED: "no errors in the file, noise measured in the flux",
     Flag.ARMS_DIFFER: "the measured velocities of two arms differ",
+    Flag.OTHER_TYPE: "the header's spectral type is not one of the training set's",
     Flag.NO_IMAGE: "no image in all bands, values are those of the spectrum alone",
     Flag.IMAGE_DEFECT: "image saturated, with holes, or cut by the frame's edge",
 }
@@ -64,6 +66,7 @@ BAD = (
     | Flag.LARGE_ERROR
     | Flag.DISAGREEMENT
     | Flag.ARMS_DIFFER
+    | Flag.OTHER_TYPE
 )
 
 

@@ -153,6 +153,10 @@ class Importance:
         What a value means.
     details : list of (keyword, value, comment)
         How the method was set.
+    pixels : ndarray, shape (pixel,)
+        Of the mean spectra, vacuum Å; those of the model by default.
+    in_units : bool
+        Whether values are in the labels' units.
     groups : dict of Group
         ``all``, then each spectral class that occurs.
     summary : prediction.Summary
@@ -165,8 +169,19 @@ class Importance:
     wavelength: np.ndarray
     about: str
     details: list[Card] = field(default_factory=list)
+    pixels: np.ndarray | None = None
+    in_units: bool = True
     groups: dict[str, Group] = field(default_factory=dict)
     summary: Summary = field(default_factory=Summary)
+
+    def __post_init__(self) -> None:
+        """Spectra are on the model's wavelengths unless the method has its own."""
+        if self.pixels is None:
+            self.pixels = self.model.wavelength
+
+    def unit(self, label: Label) -> str:
+        """Return the unit of a label's values."""
+        return label.unit if self.in_units else ""
 
     @property
     def used(self) -> int:
@@ -210,10 +225,11 @@ class Explainer:
         torch.set_num_threads(1)  # processes are the parallelism
         kind = method_class(request.method)
         model = checkpoint.load(request.model)
-        if model.recipe.wavelength is None:
+        if model.recipe.wavelength is None and not getattr(kind, "any_grid", False):
             raise UsageError(
                 f"recipe '{model.recipe.name}' of {model.name} leaves every spectrum "
-                "its own wavelengths; importance needs a common grid."
+                f"its own wavelengths; {request.method} needs a common grid. Give "
+                "--method attention."
             )
         self.request = request
         self.model = model
@@ -235,7 +251,10 @@ class Explainer:
         bad = FAILED if self.request.keep_flagged else BAD | FAILED
         use = np.flatnonzero(rows["flag"] & bad == 0)
         batch = chunk.batch.rows(use)
-        flux = np.where(batch.good, batch.flux, np.float32(np.nan))
+        if hasattr(self.method, "flux"):
+            flux = self.method.flux(batch)
+        else:
+            flux = np.where(batch.good, batch.flux, np.float32(np.nan))
         names = [decode_name(name.decode()) for name in rows["file"]]
         reasons = [(names[row], text) for row, text in chunk.reasons]
         shape = (0, len(self.method.wavelength), len(self.method.targets))
@@ -326,6 +345,8 @@ def explain(
         labels=getattr(method, "labels", None)
         or [model.labels[n] for n in method.targets],
         wavelength=method.wavelength,
+        pixels=model.wavelength if model.wavelength is not None else method.wavelength,
+        in_units=getattr(method, "in_units", True),
         about=method.about,
         details=method.details,
     )
