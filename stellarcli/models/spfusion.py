@@ -51,6 +51,37 @@ def image_convolution(
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=bias)
 
 
+class Rectified(nn.Module):
+    """A convolution with its rectifier, for inference: one pass over memory.
+
+    oneDNN does both at once; where PyTorch lacks that, they follow one another.
+
+    Parameters
+    ----------
+    convolve : Conv2d
+    """
+
+    def __init__(self, convolve: nn.Conv2d):
+        super().__init__()
+        self.convolve = convolve
+        self.at_once = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Convolve, add a shortcut if there is one, rectify."""
+        layer = self.convolve
+        if self.at_once is None or x.device.type != "cpu" or x.dtype != torch.float32:
+            y = layer(x)
+            return functional.relu(y if shortcut is None else y + shortcut)
+        options = [list(layer.padding), list(layer.stride), list(layer.dilation)]
+        options.append(layer.groups)
+        if shortcut is None:
+            return self.at_once(x, layer.weight, layer.bias, *options, "relu", [], "")
+        return self.at_once.binary(
+            *(x, shortcut, layer.weight, layer.bias, *options),
+            *("add", 1.0, "relu", [], ""),
+        )
+
+
 class ResidualBlock(nn.Module):
     """Two 3×3 convolutions around a shortcut (He et al. 2016, figure 2)."""
 
@@ -63,6 +94,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(star, channel, row, column) to the same."""
+        if isinstance(self.second, Rectified):
+            return self.second(self.first(x), x)
         y = functional.relu(self.first_norm(self.first(x)), inplace=True)
         return functional.relu(self.second_norm(self.second(y)) + x, inplace=True)
 
@@ -98,9 +131,17 @@ class PhotometricExtractor(nn.Module):
         )
         self.linear = nn.Linear((size // SHORTER) ** 2, positions)
 
+    def rectify(self) -> None:
+        """Join convolutions and their rectifiers, where no normalisation is left."""
+        for n in range(0, 3 * len(STEM), 3):
+            self.stem[n] = Rectified(self.stem[n])
+            self.stem[n + 2] = nn.Identity()
+        self.block.first = Rectified(self.block.first)
+        self.block.second = Rectified(self.block.second)
+
     def forward(self, images: Tensor) -> Tensor:
         """(star, band, row, column) to (star, channel, 1, position)."""
-        x = images.to(self.stem[0].weight.dtype)
+        x = images.to(self.linear.weight.dtype)
         x = self.block(self.stem(x.contiguous(memory_format=torch.channels_last)))
         x = self.project(x).flatten(2)  # (star, channel, row * column)
         return self.linear(functional.gelu(x))[:, :, None]
@@ -249,6 +290,7 @@ class SPFusion(nn.Module):
                 f"hide_images must be from 0 to below 1, not {hide_images}"
             )
         self.image_size, self.hide_images = image_size, hide_images
+        self.fused = False
         self.trunk = nn.ModuleDict(
             {
                 "photometric": PhotometricExtractor(image_size, channels, positions),
@@ -289,6 +331,7 @@ class SPFusion(nn.Module):
             photometric, spectral = photometric.float(), spectral.float()
             fused = self.fusion(photometric, spectral)
             x = torch.cat([photometric, fused, spectral], dim=1)
+            x = x.contiguous(memory_format=torch.channels_last)
             return self.metaformer(self.transformer(x))
 
     def _photometric(self, images: Tensor) -> Tensor:
@@ -338,7 +381,10 @@ class SPFusion(nn.Module):
 
     def fuse(self) -> SPFusion:
         """Prepare for inference; the outputs stay the same but for rounding."""
-        fuse_pairs(self)
+        if not self.fused:
+            fuse_pairs(self)
+            self.trunk["photometric"].rectify()
+            self.fused = True
         return self
 
 
