@@ -260,13 +260,17 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(
-        self, flux: np.ndarray, ivar: np.ndarray, **others: np.ndarray
+        self,
+        flux: np.ndarray | None = None,
+        ivar: np.ndarray | None = None,
+        **others: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Run all networks on at most `CHUNK` spectra, padded to exactly that many.
 
         Parameters
         ----------
-        flux, ivar : ndarray of float32, shape (spectrum, pixel)
+        flux, ivar : ndarray of float32, shape (spectrum, pixel), optional
+            Networks on images need none.
         **others : ndarray
             What else the networks are fed, by its name in `feeding.INPUTS`.
 
@@ -275,9 +279,10 @@ class Predictor:
         mean, variance, spread : ndarray, shape (spectrum, label)
             In model units: of the mixture, and variance of the members' means.
         """
-        count = len(flux)
-        full = feeding.padded({"flux": flux, "ivar": ivar, **others}, CHUNK)
-        tensors = feeding.tensors(full, self.device)
+        feed = {"flux": flux, "ivar": ivar, **others}
+        feed = {name: feed[name] for name in self.inputs}
+        count = len(feed[self.inputs[0]])
+        tensors = feeding.tensors(feeding.padded(feed, CHUNK), self.device)
         tensors = [tensors[name] for name in self.inputs]
         outputs = []
         with without_denormals(), torch.random.fork_rng(enabled=bool(self.dropout)):

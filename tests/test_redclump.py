@@ -2,6 +2,7 @@
 
 import tracemalloc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import fitsio
 import numpy as np
@@ -13,6 +14,8 @@ from astropy.wcs import WCS
 from stellarcli import catalog, checkpoint, labels, models, prepared
 from stellarcli.catalog import BAD, Flag
 from stellarcli.errors import UsageError
+from stellarcli.explanation.channels import ChannelAttention
+from stellarcli.explanation.request import Request
 from stellarcli.prepared import PreparedTable, PreparedWriter
 from stellarcli.preprocess import Batch, Recipe
 from stellarcli.surveys import frames, redclump
@@ -351,6 +354,18 @@ def test_training_needs_images_and_takes_stars_without(stellar, here, files, rec
     assert made.recipe.images == (("g", "r", "i"), 16)
 
 
+def test_a_network_on_images_alone_predicts(stellar, here, files, recipe):
+    prepare(stellar, files, recipe, "--images", files / "paths.fits")
+    train = ("train", "p.fits", "-m", "resnet10t", "--preset", "paper", "--epochs", 1)
+    small = ("--set", "network.stem=[4]", "--set", "network.widths=[4,8]")
+    more = ("--set", "batch_size=3", "--set", "validation=0", "-q")
+    assert stellar(*train, *small, *more, "-o", "s.safetensors").status == 0
+    assert (
+        stellar("predict", "p.fits", "-o", "a.fits", "-m", "s.safetensors").status == 0
+    )
+    assert np.isfinite(fitsio.read("a.fits")["age"]).all()
+
+
 def test_channel_attention_over_a_batch_and_the_spectrum(
     stellar, here, files, recipe, model
 ):
@@ -370,17 +385,12 @@ def test_channel_attention_over_a_batch_and_the_spectrum(
     assert (here / "a.png").stat().st_size > 10_000
 
 
-def test_other_networks_have_no_channel_attention(stellar, here, files, model):
-    other = replace(checkpoint.load(str(model)), architecture="sscnn", config={})
+def test_other_networks_have_no_channel_attention(model):
+    network = models.build("sscnn", pixels=256, labels=2)
+    made = replace(checkpoint.load(str(model)), architecture="sscnn")
+    predictor = SimpleNamespace(model=made, networks=[network])
     with pytest.raises(UsageError, match=r"no channel attention.*spfusion"):
-        from stellarcli.explanation.channels import ChannelAttention
-        from stellarcli.explanation.request import Request
-
-        class Predictor:
-            model = other
-            networks = [models.build("sscnn", pixels=256, labels=2)]  # noqa: RUF012
-
-        ChannelAttention(Predictor(), Request())
+        ChannelAttention(predictor, Request())
 
 
 def test_published_ablations_are_listed():
