@@ -37,6 +37,7 @@ IMAGES = "IMAGES"
 VECTORS = ("FLUX", "IVAR", "WAVELENGTH")
 SCAN_ROWS = 8192  # rows touched at a time while scanning a mapped table
 IMAGE_ROWS = 64  # images written at a time
+PIXEL_TYPES = {16: ">i2", -32: ">f4"}  # of images, by BITPIX; this program writes 16
 
 
 class PreparedTable:
@@ -92,10 +93,11 @@ class PreparedTable:
                 dtype = table.get_rec_dtype()[0].newbyteorder(">")
                 offset = table.get_offsets()["data_start"]
                 rows = table.get_nrows()
-                where = shape = None
+                where = shape = own = None
                 if IMAGES in names:
                     where = hdus[IMAGES].get_offsets()["data_start"]
                     shape = tuple(hdus[IMAGES].get_dims())
+                    own = hdus[IMAGES].read_header()["BITPIX"]
         except OSError as error:
             raise UsageError(
                 f"can't read prepared table '{path}': {_first_line(error)}"
@@ -123,10 +125,16 @@ class PreparedTable:
                     f"{IMAGES} of '{path}' are {shape}, not (spectrum, band, row, "
                     f"column) of its {rows} spectra; prepare the spectra again."
                 )
-            if os.path.getsize(self.path) < where + 2 * math.prod(shape):
+            if own not in PIXEL_TYPES:
+                raise UsageError(
+                    f"{IMAGES} of '{path}' have BITPIX {own}, not "
+                    f"{' or '.join(map(str, PIXEL_TYPES))}; prepare the spectra again."
+                )
+            kind = np.dtype(PIXEL_TYPES[own])
+            if os.path.getsize(self.path) < where + kind.itemsize * math.prod(shape):
                 raise UsageError(f"prepared table '{path}' is cut off; copy it again.")
             self._images = np.memmap(
-                self.path, dtype=">i2", mode="r", offset=where, shape=shape
+                self.path, dtype=kind, mode="r", offset=where, shape=shape
             )
 
     def __len__(self) -> int:

@@ -44,7 +44,7 @@ class Photometric(nn.Module):
     uncertainty : bool
     """
 
-    inputs = ("images",)
+    inputs = ("flux", "ivar", "images")  # the first two as every network is fed
 
     def __init__(
         self,
@@ -59,11 +59,15 @@ class Photometric(nn.Module):
         self.head = Output(channels, (hidden,), labels, uncertainty)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, flux: Tensor, ivar: Tensor, images: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Predict labels.
 
         Parameters
         ----------
+        flux, ivar : Tensor, shape (star, pixel)
+            Not looked at.
         images : Tensor, shape (star, band, row, column)
             Each band scaled to 0 … 1; NaN counts as 0.
 

@@ -280,7 +280,9 @@ def stored(images: np.ndarray) -> np.ndarray:
 
 
 def restored(values: np.ndarray) -> np.ndarray:
-    """Inverse of `stored`, float32."""
+    """Inverse of `stored`, float32; of numbers that aren't integers nothing changes."""
+    if values.dtype.kind == "f":
+        return values.astype(np.float32)
     images = values.astype(np.float32) / SCALED
     images[values == NO_VALUE] = np.nan
     return images
