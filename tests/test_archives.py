@@ -353,7 +353,7 @@ def test_connections_are_kept(archive, few_spectra, tmp_path):
     order = order_of(archive, few_spectra)
     fetch_order(client, order, tmp_path)
     assert len(archive.requests) == len(few_spectra)
-    assert client._home.num_connections <= 2
+    assert client._lines.made <= 2
 
 
 # ------------------------------------------------------------------------- batches

@@ -218,8 +218,8 @@ def mean_size(client: Client, items: Sequence[Item], typical: int) -> int:
                 reply = client.get(address)
             except FetchError:
                 continue
-            reply.response.close()
-            if reply.length and "json" not in reply.headers.get("Content-Type", ""):
+            reply.answer.close()
+            if reply.length and "json" not in reply.header("Content-Type"):
                 found.append(reply.length)
             break
     return sum(found) // len(found) if found else typical
