@@ -19,7 +19,7 @@ from archiveserver import LOGIN, TOKEN, Answer, Archive, endless, message, slow
 from astropy.io import fits
 
 from stellarcli import catalog
-from stellarcli.archives import batch, lamost, nights, orders, token, transfer
+from stellarcli.archives import batch, crew, lamost, nights, orders, token, transfer
 from stellarcli.archives import client as client_module
 from stellarcli.archives import verification as verify
 from stellarcli.archives.client import Client
@@ -44,7 +44,7 @@ PACKS = [bytes, gzip.compress, bz2.compress]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Waits of tests are short."""
-    monkeypatch.setattr(batch, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(crew, "FIRST_WAIT", 0.01)
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def test_what_follows_from_an_answer(archive, client, tmp_path, answer, kind):
     [
         (Answer(b"", 500), 4, 5),
         (Answer(LOGIN), 4, 5),
-        (message("no"), 4, batch.ASKED),
+        (message("no"), 4, crew.ASKED),
         (message("no"), 1, 2),
         (Answer(b"", 404), 4, 1),
     ],
@@ -392,7 +392,7 @@ def test_a_faulty_archive_loses_nothing(
     archive.faults, archive.kinds = 0.25, [kind]
     archive.random.seed(seed)
     client = Client(archive.url, timeout=5.0)
-    monkeypatch.setattr(batch, "ASKED", 12)  # it says no where it has the file
+    monkeypatch.setattr(crew, "ASKED", 12)  # it says no where it has the file
     outcome = fetch_order(client, order_of(archive, few_spectra), tmp_path, retries=12)
     assert not outcome.troubles
     assert archive.given

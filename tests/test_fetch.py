@@ -20,7 +20,7 @@ from conftest import program
 from test_archives import assert_whole, tarball, votable
 
 from stellarcli import catalog, checkpoint
-from stellarcli.archives import batch, verification
+from stellarcli.archives import crew, verification
 from stellarcli.archives.store import JOURNAL
 
 RELEASE = ("--dr", "10", "--version", "v2.0")
@@ -28,7 +28,7 @@ RELEASE = ("--dr", "10", "--version", "v2.0")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(batch, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(crew, "FIRST_WAIT", 0.01)
 
 
 @pytest.fixture

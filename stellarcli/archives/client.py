@@ -379,8 +379,9 @@ def _origin(address: str) -> tuple[str, str | None, int | None]:
 
 
 def _proposed_name(disposition: str) -> str:
-    if plain := PLAIN_NAME.fullmatch(disposition):
-        return plain[1]
+    plain = PLAIN_NAME.fullmatch(disposition)
+    if plain or not disposition:
+        return plain[1] if plain else ""
     message = Message()
     message["Content-Disposition"] = disposition
     try:

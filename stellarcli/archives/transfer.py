@@ -16,8 +16,8 @@ from pathlib import Path
 
 from stellarcli import catalog
 from stellarcli.archives import verification
-from stellarcli.archives.batch import RETRIES, back_off, gives_up
 from stellarcli.archives.client import Client, Reply
+from stellarcli.archives.crew import RETRIES, back_off, gives_up
 from stellarcli.errors import AuthenticationError, FetchError, StellarError, Trouble
 
 LARGEST = 64 << 30  # bytes; nights and catalogues stay well below
