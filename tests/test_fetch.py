@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -24,6 +25,17 @@ from stellarcli.archives import crew, verification
 from stellarcli.archives.store import JOURNAL
 
 RELEASE = ("--dr", "10", "--version", "v2.0")
+
+
+def spread(*arguments):
+    """As `program`; even a few files are spread over processes."""
+    code = (
+        "import sys\nfrom stellarcli.archives import crew\n"
+        "crew.MANY, crew.FIRST_WAIT = 1, 0.01\nsys.argv[0] = 'stellar'\n"
+        "from stellarcli.__main__ import main\nmain()"
+    )
+    words, environment = program(*arguments)
+    return [sys.executable, "-c", code, *words[3:]], environment
 
 
 @pytest.fixture(autouse=True)
@@ -389,15 +401,73 @@ def test_existing_files_are_refused_then_skipped(lamost, few_spectra, catalogue)
     assert Path("t.fits").read_bytes() == before
 
 
+def children(number):
+    """Paths in /proc of a process's children; none where there is no /proc."""
+    try:
+        text = Path(f"/proc/{number}/task/{number}/children").read_text()
+    except OSError:
+        return []
+    return [f"/proc/{word}" for word in text.split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks only there")
+def test_a_faulty_archive_and_several_processes(archive, catalogue):
+    archive.faults, archive.hang = 0.3, 5.0
+    archive.random.seed(7)
+    kinds = [k for k in archive.kinds if k not in ("503", "429", "json")]
+    archive.kinds = kinds
+    words, environment = spread(
+        *("fetch", "lamost", *RELEASE, "--from", "cat.fits", "-o", "raw", "--json"),
+        *("--timeout", "0.5", "--retries", "12"),
+    )
+    done = subprocess.run(words, env=environment, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["files"] == 20
+    assert archive.given
+    assert_whole(Path("raw"), archive.spectra)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks only there")
+def test_processes_keep_to_one_rate(archive, catalogue):
+    start = time.monotonic()
+    words, environment = spread(
+        *("fetch", "lamost", *RELEASE, "--from", "cat.fits", "-o", "raw"),
+        *("--rate", "20"),
+    )
+    subprocess.run(words, env=environment, check=True, timeout=60, capture_output=True)
+    assert time.monotonic() - start >= 19 / 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks only there")
+def test_a_process_that_is_killed(archive, few_spectra, catalogue):
+    archive.latency = 0.3
+    words, environment = spread(
+        *("fetch", "lamost", *RELEASE, "--from", "cat.fits", "-o", "raw"),
+        *("--connections", "2"),
+    )
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE)
+    wait_until(lambda: len(spectra("raw")) >= 2)
+    os.kill(int(children(process.pid)[0].rpartition("/")[2]), signal.SIGKILL)
+    errors = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 1
+    assert "was killed" in errors
+    assert "--resume" in errors
+    there = {path.name: path.read_bytes() for path in Path("raw").glob("[!.]*")}
+    assert there.items() <= dict(few_spectra.values()).items()
+    assert {path.name for path in Path("raw").glob(".*")} == {JOURNAL}
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_run_goes_on(archive, few_spectra, catalogue, number):
     archive.latency = 0.2
     arguments = ("fetch", "lamost", *RELEASE, "--from", "cat.fits", "-o", "raw")
-    words, environment = program(*arguments, "--connections", "2")
+    words, environment = spread(*arguments, "--connections", "2")
     process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE)
     wait_until(lambda: len(spectra("raw")) >= 4)
+    workers = children(process.pid)
     process.send_signal(number)
     process.communicate(timeout=60)
+    wait_until(lambda: not any(map(os.path.exists, workers)))
     statuses = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
     assert process.returncode == statuses[number]
     assert 4 <= len(spectra("raw")) < 20
