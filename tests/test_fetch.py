@@ -75,10 +75,29 @@ def spectra(folder):
 
 
 def test_by_identifier(lamost, few_spectra, here):
-    done = lamost("--obsid", "5003,5001", "--obsid", "5002", "-o", "raw")
+    done = lamost("--obsid", "5003, 5001", "--obsid", "5002", "-o", "raw")
     assert done.status == 0, done.err
     assert spectra("raw") == [few_spectra[n][0] for n in (5001, 5002, 5003)]
     assert "3 files in raw" in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "files", "failed"),
+    [
+        ("\ufeffobsid,ra\n5001,1\n5002,2\n", 2, []),  # a byte-order mark
+        ("ra,ObsID\r\n1,5001\r\n2,5002\r\n", 2, []),
+        ("obsid,ra\n 5001 ,1\n5002  ,2\n", 2, []),
+        ("obsid\n5001\n5002\n5001\n", 2, []),
+        ("obsid,ra\n5001.0,1\n5002.5,2\n,3\n-9999,4\n", 1, [2, 3, 4]),
+    ],
+)
+def test_lists_as_people_write_them(lamost, here, text, files, failed):
+    Path("list.csv").write_bytes(text.encode())
+    done = lamost("--from", "list.csv", "-o", "raw", "--log", "log")
+    assert done.status == (3 if failed else 0), done.err
+    assert len(spectra("raw")) == files
+    for row in failed:
+        assert f"row {row}: the row has no identifier" in Path("log").read_text()
 
 
 def test_from_a_catalogue_with_a_filter(lamost, few_spectra, catalogue):
@@ -251,6 +270,13 @@ def test_an_archive_that_is_away(stellar, here):
         (("--cone", "nan,2,1"), "RA is nan"),
         (("--from", "none.fits"), "there is no table none.fits"),
         (("--from", "other.csv"), "obsid or objid"),
+        (("--from", "bare.csv"), "into its first line"),
+        (("--from", "semicolons.csv"), "semicolons between them"),
+        (("--from", "tabs.csv"), "tabs between them"),
+        (("--from", "empty.csv"), "has no rows"),
+        (("--from", "list.txt"), "name it list.txt.csv"),
+        (("--from", "cut.fits"), "a whole table"),
+        (("--from", "cat.fits[1][snr>5]"), "filter in brackets"),
         (("--from", "cat.fits[1][snrg>1e9]"), "has no rows"),
         (("--from-tar", "yesterday"), "20231101"),
         (("--obsid", "5001", "--url", "lamost"), "is no address"),
@@ -260,6 +286,12 @@ def test_an_archive_that_is_away(stellar, here):
 )
 def test_wrong_arguments(lamost, archive, catalogue, arguments, words):
     Path("other.csv").write_text("ra,dec\n1,2\n")
+    Path("bare.csv").write_text("5001\n5002\n")
+    Path("list.txt").write_text("5001\n5002\n")
+    Path("semicolons.csv").write_text("obsid;ra\n5001;2\n")
+    Path("tabs.csv").write_text("obsid\tra\n5001\t2\n")
+    Path("empty.csv").write_text("obsid,ra\n")
+    Path("cut.fits").write_bytes(catalogue.read_bytes()[:6000])
     archive.releases = {"another": "shape"}  # so that a token could be needed
     done = lamost(*arguments, "-o", "raw")
     assert done.status == 2, done.err

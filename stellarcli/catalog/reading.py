@@ -61,9 +61,18 @@ def read(
         name = "standard input" if source == "-" else source
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"can't read {name} as {_readable(form)}: {reason[:300]}. Check that it is "
-            "a whole table of that format."
+            f"can't read {name} as {_readable(form)}: {reason[:300]}. "
+            + _next_step(file, extension)
         ) from error
+
+
+def _next_step(file: str, extension: str) -> str:
+    """Say what to look at where a table can't be read."""
+    if extension:
+        return "Check the filter in brackets, and that it is a whole table."
+    if file != "-" and format_of(file) is None:
+        return f"If it is text with commas, name it {os.path.basename(file)}.csv."
+    return "Check that it is a whole table of that format."
 
 
 def _readable(form: str) -> str:
@@ -124,7 +133,18 @@ def _read_astropy(file: str, form: str, wanted: Callable[[str], bool]) -> Table:
             table = _astropy_table().read(lines, format=form, guess=False)
     if not table.colnames:
         raise ValueError("it has no columns")
+    if form == "ascii.csv" and len(table.colnames) == 1:
+        _check_commas(table.colnames[0], file)
     return from_astropy(table, file, wanted)
+
+
+def _check_commas(heading: str, file: str) -> None:
+    for mark, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if mark in heading:
+            raise UsageError(
+                f"the columns of {file} have {called} between them; CSV has commas. "
+                "Export it again with commas."
+            )
 
 
 def _astropy_table():
