@@ -10,18 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import numpy as np
 import pytest
 import surveyfiles
 from archiveserver import LOGIN, TOKEN, Answer, Archive, message
 from astropy.table import Table
-from conftest import program
+from conftest import Done, program
 from test_archives import assert_whole, tarball, votable
 
 from stellarcli import catalog, checkpoint
-from stellarcli.archives import crew, verification
+from stellarcli.archives import crew, sdss, verification
 from stellarcli.archives.store import JOURNAL
 
 RELEASE = ("--dr", "10", "--version", "v2.0")
@@ -390,7 +390,7 @@ def test_a_token_that_is_not_accepted(stellar, archive, here, monkeypatch):
 @pytest.mark.skipif(not os.path.exists("/proc/self/cmdline"), reason="needs /proc")
 def test_the_token_is_in_no_process_list(archive, here):
     archive.special["/openapi/dr12/v1.0/lrs/spectrum/fits"] = lambda *_: None
-    words, environment = program(
+    words, environment = spread(
         *("fetch", "lamost", "--dr", "12", "--version", "v1.0"),
         *("--obsid", "5001", "-o", "raw"),
     )
@@ -409,6 +409,19 @@ def test_the_token_is_in_no_process_list(archive, here):
     assert process.returncode == 130
     assert TOKEN.encode() not in errors
     assert b"--resume" in errors
+
+
+def test_the_token_is_looked_for(archive, here):
+    """What watches over all tests does find it."""
+    command = ["printenv", "SECRET"]
+    for shown in (TOKEN, quote(TOKEN), quote(TOKEN, safe="")):
+        environment = {**os.environ, "SECRET": f"it is {shown}!"}
+        with pytest.raises(AssertionError, match="a token is shown"):
+            subprocess.run(command, env=environment, capture_output=True)
+        with pytest.raises(AssertionError, match="a token is shown"):
+            subprocess.run(["true", shown])
+        with pytest.raises(AssertionError, match="a token is shown"):
+            Done(0, b"", f"failed: {shown}")
 
 
 # ---------------------------------------------------------------- resume and disks
@@ -657,15 +670,43 @@ def test_sdss_plates(stellar, archive, here):
     assert "no such file" in catalog.read("o.fits").rows["fetch_error"][1]
 
 
-def test_sdss_fields(stellar, archive, here):
+@pytest.mark.parametrize(
+    ("dr", "tree"),
+    [
+        ("19", "dr19/spectro/boss/redux/v6_1_3/spectra/lite/015143/59205"),
+        ("20", "dr20/spectro/boss/redux/v6_2_1/spectra/daily/lite/015XXX/015143/59205"),
+    ],
+)
+def test_sdss_fields(stellar, archive, here, dr, tree):
     content = surveyfiles.sdss_spec(here / "spec.fits").read_bytes()
     name = "spec-015143-59205-4544940698.fits"
-    tree = "/sas/dr19/spectro/boss/redux/v6_1_3/spectra/lite/015XXX/015143/59205"
-    archive.static[f"{tree}/{name}"] = content
+    archive.static[f"/sas/{tree}/{name}"] = content
     Path("t.csv").write_text("field,mjd,catalogid\n15143,59205,4544940698\n")
-    done = stellar("fetch", "sdss", "--dr", "19", "--from", "t.csv", "-o", "raw")
+    done = stellar("fetch", "sdss", "--dr", dr, "--from", "t.csv", "-o", "raw")
     assert done.status == 0, done.err
     assert spectra("raw") == [name]
+
+
+@pytest.mark.parametrize(
+    ("dr", "plate", "tree"),
+    [
+        ("16", 4055, "dr16/eboss/spectro/redux/v5_13_0/spectra/lite"),
+        ("17", 350, "dr17/sdss/spectro/redux/26/spectra/lite"),
+        (
+            "18",
+            4055,
+            "dr18/prior-surveys/sdss4-dr17-eboss/spectro/redux/v5_13_2/spectra/lite",
+        ),
+        ("19", 350, "dr19/prior-surveys/sdss2-dr8-sdss/spectro/redux/26/spectra/lite"),
+    ],
+)
+def test_where_releases_keep_their_plates(dr, plate, tree):
+    rows = np.array(
+        [(plate, 55000, 7)], [("plate", "i4"), ("mjd", "i4"), ("fiber", "i4")]
+    )
+    order = sdss.spectra("base", catalog.Table(rows), int(dr))
+    addresses = order.make(order.wanted[0]).addresses
+    assert addresses[0] == f"base/{tree}/{plate:04d}/spec-{plate:04d}-55000-0007.fits"
 
 
 @pytest.mark.parametrize(
@@ -699,8 +740,6 @@ def frame(run, camcol, band):
 
 
 def test_frames_of_each_star(stellar, archive, here, monkeypatch):
-    from stellarcli.archives import sdss
-
     monkeypatch.setattr(sdss, "SKYSERVER_RATE", 1000.0)
     tree = "/sas/dr17/eboss/photoObj/frames/301/3699/2"
     for band in "gri":

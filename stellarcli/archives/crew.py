@@ -11,6 +11,7 @@ import heapq
 import itertools
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.context import BaseContext
 from typing import Any
 
 from stellarcli import parallel
@@ -33,7 +35,8 @@ MOST_WAIT = 60.0  # s
 LOOK = 0.05  # s between looks at what the threads have done
 FINAL = (Trouble.ABSENT, Trouble.REFUSED)
 MANY = 200  # files; fewer aren't worth another process
-PROCESSES = 8  # threads of one process wait for each other as much as they work
+ENDS = (signal.SIGINT, signal.SIGTERM)
+PROCESSES = 4  # threads of one process wait for each other as much as they work
 
 
 def back_off(tries: int, wait: float = 0.0) -> float:
@@ -242,7 +245,7 @@ def processes(files: int, connections: int) -> int:
     """
     if sys.platform != "linux" or files < MANY:
         return 1
-    return min(connections, PROCESSES)
+    return min(files, connections, PROCESSES)
 
 
 class Crews:
@@ -277,16 +280,29 @@ class Crews:
         self._parent = os.getpid()
         self._store, self._keys, self._make = store, keys, make
         self._pipes, self._processes = [], []
-        for number in range(count):
-            share = len(range(number, client.connections, count))
-            pipe, end = context.Pipe(duplex=False)
-            process = context.Process(
-                target=self._run, args=(client, share, retries, end), daemon=True
-            )
-            process.start()
-            end.close()
-            self._pipes.append(pipe)
-            self._processes.append(process)
+        # nothing may interrupt this before there is someone who ends the processes
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+        try:
+            for number in range(count):
+                share = len(range(number, client.connections, count))
+                self._start(context, client, share, retries)
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+
+    def _start(
+        self, context: BaseContext, client: Client, share: int, retries: int
+    ) -> None:
+        pipe, end = context.Pipe(duplex=False)
+        process = context.Process(
+            target=self._run, args=(client, share, retries, end), daemon=True
+        )
+        process.start()
+        end.close()
+        self._pipes.append(pipe)
+        self._processes.append(process)
 
     def batches(self) -> Iterator[list[Result]]:
         """Yield what has been done since the last time, until all is.
@@ -326,6 +342,8 @@ class Crews:
     def _run(self, client: Client, share: int, retries: int, pipe: Any) -> None:
         """Work in a new process."""
         parallel.settle(self._parent)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # that, too, is the parent's
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
         self._store.journal.forget()
         client.settle(share)
         random.seed()

@@ -448,9 +448,6 @@ def catalogue(name: str, release: Release, base: str) -> tuple[str, list[str]]:
 def tarball(source: str, release: Release, base: str, medium: bool) -> str:
     """Address of the spectra of one night, ``YYYYMMDD``; an address stays what it is.
 
-    Only that of the medium-resolution survey is known from use; the other follows its
-    pattern.
-
     Raises
     ------
     UsageError
