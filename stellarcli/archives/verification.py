@@ -69,41 +69,6 @@ class _Memory(io.BytesIO):
         return self.seek(max(end, start)) - start
 
 
-class _Cards:
-    """Numbers of cards by name: few are asked for, so that the rest isn't indexed."""
-
-    __slots__ = ("_block",)
-
-    def __init__(self, block: bytes):
-        self._block = block
-
-    def get(self, key: bytes) -> int | None:
-        """Return the number of the first card of a name."""
-        place = self._block.find(key)
-        while place % CARD and place >= 0:
-            place = self._block.find(key, place + 1)
-        return place // CARD if place >= 0 else None
-
-    def __contains__(self, key: bytes) -> bool:
-        return self.get(key) is not None
-
-
-class Cards(Header):
-    """A header of which a few cards are looked at.
-
-    Parameters
-    ----------
-    block : bytes
-        The header, a whole number of cards.
-    """
-
-    __slots__ = ()
-
-    def __init__(self, block: bytes):
-        self._block = block
-        self._index = _Cards(block)
-
-
 def check_file(path: str | os.PathLike) -> Header:
     """Check a file of any size on disk, piece by piece; as `check`."""
     with open(path, "rb") as file:
@@ -201,7 +166,7 @@ def walk(stream: IO[bytes], limit: int = SMALL) -> Header:
     block = _read(stream, BLOCK)
     while number == 0 or block.startswith(b"XTENSION"):
         head = _header(stream, block, number)
-        header = Cards(head)
+        header = Header(head)
         size = _data_size(header, number)
         seen += len(head) + size
         if seen > limit:
