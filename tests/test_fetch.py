@@ -274,7 +274,7 @@ def test_an_archive_that_is_away(stellar, here):
         (("--from", "semicolons.csv"), "semicolons between them"),
         (("--from", "tabs.csv"), "tabs between them"),
         (("--from", "empty.csv"), "has no rows"),
-        (("--from", "list.txt"), "name it list.txt.csv"),
+        (("--from", "list.txt"), "has to end in .csv"),
         (("--from", "cut.fits"), "a whole table"),
         (("--from", "cat.fits[1][snr>5]"), "filter in brackets"),
         (("--from", "cat.fits[1][snrg>1e9]"), "has no rows"),

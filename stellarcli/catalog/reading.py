@@ -71,7 +71,7 @@ def _next_step(file: str, extension: str) -> str:
     if extension:
         return "Check the filter in brackets, and that it is a whole table."
     if file != "-" and format_of(file) is None:
-        return f"If it is text with commas, name it {os.path.basename(file)}.csv."
+        return "If it is text with commas, its name has to end in .csv."
     return "Check that it is a whole table of that format."
 
 
