@@ -18,6 +18,7 @@ from stellarcli.explanation import classes, method_class
 from stellarcli.explanation.request import Request
 from stellarcli.inputs import Task
 from stellarcli.labels import Label
+from stellarcli.models import network_class
 from stellarcli.parallel import ordered_map
 from stellarcli.prediction import Predictor, Summary
 from stellarcli.preparation import CHUNK, Chunk
@@ -225,6 +226,11 @@ class Explainer:
         torch.set_num_threads(1)  # processes are the parallelism
         kind = method_class(request.method)
         model = checkpoint.load(request.model)
+        if not getattr(network_class(model.architecture), "sees_spectrum", True):
+            raise UsageError(
+                f"{model.name} is a {model.architecture}, which sees images alone: no "
+                "wavelength matters to it."
+            )
         if model.recipe.wavelength is None and not getattr(kind, "any_grid", False):
             raise UsageError(
                 f"recipe '{model.recipe.name}' of {model.name} leaves every spectrum "

@@ -45,6 +45,7 @@ class Photometric(nn.Module):
     """
 
     inputs = ("flux", "ivar", "images")  # the first two as every network is fed
+    sees_spectrum = False
 
     def __init__(
         self,
