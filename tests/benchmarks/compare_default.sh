@@ -28,7 +28,7 @@ stellar train lamost.fits -o resnet1d.safetensors --config "$here/default.yaml" 
 stellar train scanet-simulated.fits -o scanet-pretrained.safetensors \
     --config "$here/scanet_pretrain.yaml" --set network.width=0.0625 --resume
 stellar train scanet.fits -o scanet.safetensors --config "$here/default.yaml" \
-    --model scanet --set loss=mae --set epochs=12 --init scanet-pretrained.safetensors \
+    --model scanet --set loss=mae --set epochs=6 --init scanet-pretrained.safetensors \
     --refit --resume
 
 stellar compare default.folds.fits resnet1d.folds.fits scanet.folds.fits \
