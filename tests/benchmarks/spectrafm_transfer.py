@@ -1,7 +1,7 @@
 """Choose the stars of SpectraFM's transfer experiment, and score what came of it.
 
     python tests/benchmarks/spectrafm_transfer.py choose LABELS CHOSEN
-    python tests/benchmarks/spectrafm_transfer.py score LABELS CHOSEN N NAME=CATALOGUE...
+    python tests/benchmarks/spectrafm_transfer.py score LABELS CHOSEN N NAME=FILE...
 
 LABELS is train_labels.fits, CHOSEN the table that says which stars are whose.
 
