@@ -111,7 +111,7 @@ class Model:
                     self.architecture,
                     pixels=self.pixels,
                     labels=len(self.labels),
-                    **self.config,
+                    **models.former(self.architecture) | self.config,
                 )
                 network.load_state_dict(weights)
             except (RuntimeError, TypeError, UsageError) as error:

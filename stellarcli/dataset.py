@@ -137,6 +137,15 @@ class Dataset:
                 changed = True
         return changed
 
+    def text(self, name: str) -> np.ndarray:
+        """Return a column of the tables as text, empty where a table lacks it."""
+        values = np.full(len(self), "", dtype=object)
+        for number, table in enumerate(self.tables):
+            here = self.table == number
+            if name in getattr(table, "names", ()):
+                values[here] = table.column(name)[self.row[here]].astype(str)
+        return values.astype(str)
+
     def write_split(self, path: Path) -> None:
         """Write which spectrum was in which part, so that figures can be traced."""
         names = np.array([Path(table.path).name for table in self.tables])

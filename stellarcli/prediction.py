@@ -306,6 +306,8 @@ class Predictor:
             outside |= ~((value >= low) & (value <= high))
             large |= ~(error[:, i] < self.model.limits.get("large_error", np.inf))
         conditions = {Flag.OUT_OF_RANGE: outside, Flag.LARGE_ERROR: large}
+        if types := self.model.limits.get("types"):
+            conditions[Flag.OTHER_TYPE] = sptype.outside(chunk.rows["subclass"], *types)
         if self.unlike:
             scores = novelty.score(chunk.batch.flux, chunk.batch.ivar, self.unlike)
             conditions[Flag.UNLIKE_TRAINING] = ~(scores <= 1).all(axis=1)

@@ -419,8 +419,9 @@ def _read(
             metas.append(SpectrumMeta(file=path))
             continue
         for spectrum in found:
-            reasons += [(len(metas), remark) for remark in _remarks(spectrum)]
-            spectra.append(_without_signal(spectrum) if _blank(spectrum) else spectrum)
+            blank = not (spectrum.good & (spectrum.flux != 0)).any()
+            reasons += [(len(metas), remark) for remark in _remarks(spectrum, blank)]
+            spectra.append(_without_signal(spectrum) if blank else spectrum)
             metas.append(spectrum.meta)
     return spectra, metas, reasons
 
@@ -433,13 +434,13 @@ def _reason(error: Exception) -> str:
     return f"the reader failed ({type(error).__name__}: {error}); please report this"
 
 
-def _remarks(spectrum: Spectrum) -> list[str]:
+def _remarks(spectrum: Spectrum, blank: bool) -> list[str]:
     """Return what the log should say about a readable spectrum."""
     meta, remarks = spectrum.meta, []
-    if not spectrum.good.any():
-        remarks.append("no pixel has a finite flux with a positive inverse variance")
-    elif _blank(spectrum):
+    if blank and spectrum.good.any():
         remarks.append("flux is zero in every good pixel")
+    elif blank:
+        remarks.append("no pixel has a finite flux with a positive inverse variance")
     if meta.noise_measured:
         remarks.append("the file has no errors; the noise was measured in the flux")
     if meta.object_class not in ("", "STAR"):
@@ -474,10 +475,6 @@ def _losses(
             )
         lost.append((row, reason))
     return lost
-
-
-def _blank(spectrum: Spectrum) -> bool:
-    return not spectrum.flux[spectrum.good].any()
 
 
 def _without_signal(spectrum: Spectrum) -> Spectrum:

@@ -58,6 +58,7 @@ def train(
     resume: bool = False,
     report: Callable[[Progress], None] = lambda _: None,
     provenance: dict[str, Any] | None = None,
+    unseen: calibration.Judged | None = None,
 ) -> checkpoint.Model:
     """Train a model from prepared tables and write its file.
 
@@ -75,6 +76,8 @@ def train(
         Called after every epoch.
     provenance : dict, optional
         Goes into the file.
+    unseen : Judged, optional
+        As for `calibration.finish`.
 
     Returns
     -------
@@ -109,7 +112,7 @@ def train(
             half = config.half and all(map(_round, networks))
             _settle(networks, model, data)
             model.state = _tensors(networks, half)
-            calibration.finish(model, networks, data, start)
+            calibration.finish(model, networks, data, unseen, start)
             checkpoint.save(model, output)
             data.write_split(output.with_suffix(".split.fits"))
             curves.draw(model, _by_part(model, data), output.with_suffix(".png"))
@@ -134,7 +137,7 @@ def resolve(config: TrainConfig, start: checkpoint.Model | None) -> TrainConfig:
                 f"'{config.init}' is a {start.architecture}, not a {config.model}: "
                 "leave --model out, or --init."
             )
-        inherited = start.config
+        inherited = models.former(start.architecture) | start.config
     defaults = models.options(name)
     for key in config.network:
         if key not in defaults:
@@ -359,12 +362,19 @@ def _halved(network: nn.Module) -> dict[str, torch.Tensor]:
     """Tensors that may be stored as float16.
 
     Not the variances of batch normalisations, by which weights are divided, and their
-    means.
+    means; nor the modules that call themselves exact.
     """
+    exact = tuple(
+        f"{name}."
+        for name, module in network.named_modules()
+        if getattr(module, "exact", False)
+    )
     return {
         key: value
         for key, value in network.state_dict().items()
-        if value.dtype == torch.float32 and ".running_" not in f".{key}"
+        if value.dtype == torch.float32
+        and ".running_" not in f".{key}"
+        and not key.startswith(exact)
     }
 
 

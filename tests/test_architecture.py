@@ -28,7 +28,7 @@ calibration figures archives
 curves fitting
 training prediction simulation architectures
 sweep planning cluster explanation
-comparison
+comparison crossfit
 cli
 __main__
 """

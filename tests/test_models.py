@@ -30,6 +30,9 @@ SMALL = {
     "mkresnet": (512, {"width": 0.125}),
     "adaboost": (256, {"trees": 4}),
     "kmeans": (256, {"clusters": 4}),
+    "ridge": (256, {"components": 2}),
+    "neighbours": (256, {"components": 2, "neighbours": 2}),
+    "gp": (256, {"components": 2}),
 }
 TARGETS = {"teff": [4000.0, 6000.0], "logg": [1.0, 4.5], "feh": [-2.0, 0.5]}
 ROWS = 4
@@ -137,7 +140,7 @@ def test_a_model_file_gives_the_same_outputs(name, tmp_path):
     model = checkpoint.Model(
         name="small",
         architecture=name,
-        config=options,
+        config=models.options(name) | options,
         pixels=pixels,
         labels=[labels.get(k).fitted(np.array(v)) for k, v in TARGETS.items()],
         recipe=recipe,

@@ -8,8 +8,9 @@ method ``fit`` is computed in one go instead of by gradient descent (`baselines`
 network that needs to know wavelengths and labels has a method ``prepare(wavelength,
 labels)``, called before its first training; one with parts that are solved for and not
 trained has ``settle(flux, ivar, truth)``, called with training rows, truth in model
-units, when it is trained. Names map to ``module:class``, so that listing them needs no
-torch.
+units, when it is trained. Modules with a true ``exact`` are never stored as float16.
+Options that came later are in ``former``, with the values that older files stand for.
+Names map to ``module:class``, so that listing them needs no torch.
 
 A network that wants more than flux and inverse variance names its inputs, in the order
 of its ``forward``, in the class attribute ``inputs``: any of `feeding.INPUTS`, where
@@ -54,6 +55,9 @@ MODELS = {
     "mkresnet": "mkresnet:MKResNet",
     "spectrafm": "spectrafm:SpectraFM",
     "perceptron": "perceptron:Perceptron",
+    "ridge": "components:Ridge",
+    "neighbours": "components:Neighbours",
+    "gp": "components:GaussianProcess",
     "kernel": "baselines:KernelRegression",
     "adaboost": "baselines:AdaBoost",
     "kmeans": "baselines:KMeans",
@@ -87,6 +91,11 @@ def options(name: str) -> dict[str, Any]:
 
     parameters = inspect.signature(network_class(name)).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def former(name: str) -> dict[str, Any]:
+    """Return the values of options that a network's older files don't state."""
+    return getattr(network_class(name), "former", {})
 
 
 def inputs(network: str | nn.Module) -> tuple[str, ...]:
