@@ -1,15 +1,21 @@
 """SpectraFM: sets of tokens, requests, cuts, attention, ranges that it knows."""
 
+import json
+
+import fitsio
 import numpy as np
 import pytest
 import torch
 
-from stellarcli import familiarity, models, preprocess, surveys
+from stellarcli import checkpoint, familiarity, models, prediction, preprocess, surveys
+from stellarcli.catalog import Flag
 from stellarcli.errors import UsageError
 from stellarcli.models.spectrafm import SpectraFM
 from stellarcli.preprocess import Batch
 from stellarcli.preprocess.continuum import continuum_smooth
+from stellarcli.streams import Stream
 from stellarcli.surveys import hband, simulated
+from stellarcli.surveys.instruments import Sky
 
 PIXELS = 600
 KINDS = {
@@ -287,3 +293,84 @@ def test_simulated_apogee_files_are_read_as_apogee(tmp_path):
         assert np.corrcoef(seen, model[middle])[0, 1] > 0.7
     with pytest.raises(UsageError, match="emulator covers teff=4200"):
         simulated.write_spectra(tmp_path, 1, "apogee", ranges={"teff": (3000, 5000)})
+
+
+# ------------------------------------------------------------------ the shipped model
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return prediction.Predictor(checkpoint.load("spectrafm"), precision="float32")
+
+
+@pytest.fixture(scope="module")
+def stars():
+    """Spectra of two instruments, and their labels."""
+    sky = Sky(pool=1)
+    streams = [
+        Stream(name, 32, preprocess.get("spectrafm"), sky, seed=11)
+        for name in ("lamost-lrs", "apogee")
+    ]
+    names = ("flux", "ivar", "wavelength", "extra")
+    feeds = [stream.feed(np.arange(24), names) for stream in streams]
+    truth = [
+        np.stack([stream.column(n)[:24] for n in ("teff", "logg", "feh")], 1)
+        for stream in streams
+    ]
+    return feeds, truth
+
+
+def test_the_shipped_model_predicts_two_instruments(shipped, stars):
+    """Far better than the spread of the labels, wherever the spectrum lies."""
+    for feed, truth in zip(*stars, strict=True):
+        mean, _, _ = shipped.predict(**feed)
+        assert familiarity.share(feed, shipped.familiar).min() > 0.9
+        for n in (0, 2):  # dwarfs of the H band have one log g, nearly
+            found = shipped.model.labels[n].decode(mean[:, n])
+            off = np.median(np.abs(found - truth[:, n]))
+            assert off < 0.5 * np.abs(truth[:, n] - np.median(truth[:, n])).mean()
+
+
+@pytest.mark.parametrize("start", [0.0, 0.2, 0.45])
+def test_a_cut_spectrum_has_larger_errors(shipped, stars, start):
+    feed = stars[0][0]
+    good = feed["ivar"] > 0
+    rank = good.cumsum(1) / good.sum(1, keepdims=True)
+    inside = (rank > start) & (rank <= start + 0.4)
+    cut = feed | {"ivar": np.where(inside, feed["ivar"], 0).astype("f4")}
+    whole, part = (shipped.predict(**fed)[1] for fed in (feed, cut))
+    assert np.isfinite(part).all()
+    assert (np.median(part / whole, axis=0) > 1).all()
+
+
+def test_spectra_from_elsewhere_are_flagged(stellar, here):
+    """A stretch of the infrared that no training spectrum had."""
+    for name, low in (("seen", 5000.0), ("unseen", 11000.0)):
+        wavelength = low * np.exp(2.3e-4 * np.arange(900))
+        flux = 1 + np.random.default_rng(1).normal(0, 0.01, 900)
+        rows = np.column_stack([wavelength, flux, np.full(900, 0.01)])
+        np.savetxt(f"{name}.txt", rows, header="wavelength flux error (vacuum)")
+    done = stellar(
+        *("predict", "seen.txt", "unseen.txt", "-o", "o.fits", "-m", "spectrafm"),
+        *("--workers", "1", "-q"),
+    )
+    assert done.status == 0, done.err
+    rows = fitsio.read("o.fits", ext=1)
+    unlike = (rows["flag"] & Flag.UNLIKE_TRAINING) != 0
+    assert unlike.tolist() == [False, True]
+    assert np.isfinite(rows["teff"]).all()
+
+
+def test_attention_is_explained_on_native_sampling(stellar, here):
+    simulated.write_spectra(here / "s", 3, seed=8, snr=100.0, compress=False)
+    done = stellar(
+        *("explain", "s", "-o", "a.fits", "-m", "spectrafm", "--method", "attention"),
+        *("--target", "feh", "--figure", "a.png", "--json", "--keep-flagged"),
+        *("--workers", "1", "-q", "--each"),
+    )
+    assert done.status == 0, done.err
+    assert list(json.loads(done.out)["labels"]) == ["feh"]
+    table = fitsio.read("a.fits", ext=1)
+    assert table["feh"].min() >= 0
+    np.testing.assert_allclose(table["feh"].sum(), 1, atol=0.02)
+    assert (here / "a.png").stat().st_size > 10_000
