@@ -27,6 +27,20 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # raised when older programs could misread the file
 DEFAULT = "default"
+KINDS = {  # of the values in a file
+    "name": str,
+    "pixels": int,
+    "labels": list,
+    "error_scale": list,
+    "error_slope": list,
+    "limits": dict,
+    "training": dict,
+    "provenance": dict,
+}
+MOST = 1 << 20  # pixels
+MOST_LABELS = 1000
+MOST_OPTIONS = 100  # of a network, or values of one
+LARGEST_OPTION = 1 << 14  # number among them
 
 
 @dataclass
@@ -256,7 +270,7 @@ def load(name: str) -> Model:
         raise ModelFileError(
             f"can't read model '{path}': {error.strerror}; check the file's rights."
         ) from None
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError, AttributeError) as error:
         raise ModelFileError(
             f"'{path}' is damaged or no model file ({error}). Copy it again, or train "
             "it again with 'stellar train'."
@@ -292,6 +306,7 @@ def _check_version(path: Path, values: Any) -> None:
 def _parse(path: Path, values: dict, state: dict, content: bytes) -> Model:
     try:
         recipe = Recipe.from_json(json.dumps(values["recipe"]))
+        _check_values(values, recipe, state)
         return Model(
             name=values["name"],
             architecture=values["architecture"]["name"],
@@ -312,7 +327,56 @@ def _parse(path: Path, values: dict, state: dict, content: bytes) -> Model:
         raise ModelFileError(
             f"'{path}' lacks the entry {error}; train it again with this version."
         ) from None
-    except (AttributeError, TypeError, ValueError, UsageError) as error:
+    except (
+        *(AttributeError, LookupError, TypeError, ValueError, RecursionError),
+        *(OverflowError, UsageError),
+    ) as error:
         raise ModelFileError(
             f"'{path}' can't be used by this version: {error}"
         ) from None
+
+
+def _check_values(values: dict, recipe: Recipe, state: dict[str, np.ndarray]) -> None:
+    """Raise `ValueError` if the file contradicts itself: it may come from anywhere."""
+    for key, kind in KINDS.items():
+        if not isinstance(values.get(key, kind()), kind):
+            raise ValueError(f"{key} is {values[key]!r:.80}, not {kind.__name__}")
+    pixels, labels = values["pixels"], len(values["labels"])
+    grid = recipe.wavelength
+    if not 1 < pixels <= MOST or (grid is not None and grid.size != pixels):
+        raise ValueError(f"{pixels} pixels are not those of the recipe")
+    if not 0 < labels <= MOST_LABELS:
+        raise ValueError(f"it has {labels} labels")
+    for key in ("error_scale", "error_slope"):
+        numbers = np.array(values.get(key, []), dtype=float)
+        if numbers.shape not in ((0,), (labels,)) or not np.isfinite(numbers).all():
+            raise ValueError(f"{key} is not a number for each label")
+    _check_config(values["architecture"]["config"])
+    unlike = {k: v.shape for k, v in state.items() if k.startswith("novelty.")}
+    components = unlike.get("novelty.components", (0,))
+    for name, shape in unlike.items():
+        wanted = {
+            "novelty.mean": (pixels,),
+            "novelty.floor": (pixels,),
+            "novelty.components": (components[0], pixels),
+            "novelty.center": components[:1],
+            "novelty.precision": components[:1] * 2,
+            "novelty.noise": (1,),
+            "novelty.thresholds": (2,),
+        }.get(name)
+        if wanted != shape:
+            raise ValueError(f"{name} has the shape {shape}, not {wanted}")
+
+
+def _check_config(config: Any, depth: int = 0) -> None:
+    """Raise `ValueError` where a network of that configuration would fill memory."""
+    if depth > 4:
+        raise ValueError("the network's configuration is nested too deeply")
+    if isinstance(config, dict | list):
+        if len(config) > MOST_OPTIONS:
+            raise ValueError("the network's configuration has too many values")
+        values = config.values() if isinstance(config, dict) else config
+        for value in values:
+            _check_config(value, depth + 1)
+    elif isinstance(config, int | float) and not abs(config) <= LARGEST_OPTION:
+        raise ValueError(f"{config} is too much for a network")

@@ -38,6 +38,7 @@ CARD = 80  # bytes
 END = b"END" + b" " * 77
 GZIP = b"\x1f\x8b"
 LARGEST = 1 << 30  # bytes; no spectrum is larger, and a damaged gzip may claim to be
+NO_SUCH_FILE = "no such file"  # reason of an input that isn't there
 LONGEST_HEADER = 1 << 20  # bytes; parsing far more takes the library minutes
 
 IMAGE_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
@@ -336,7 +337,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
         with open(path, "rb", buffering=0) as file:
             data = file.readall()
     except FileNotFoundError:
-        raise SpectrumError("no such file") from None
+        raise SpectrumError(NO_SUCH_FILE) from None
     except PermissionError:
         raise SpectrumError("permission denied") from None
     except (OSError, ValueError) as error:
