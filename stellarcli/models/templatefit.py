@@ -11,6 +11,8 @@ equations are those of the weights alone, a matrix product for the whole batch.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,8 +30,28 @@ LARGEST_STEP = (0.085, 0.4, 0.4, 0.5, 1.0)
 DIFFERENCE = (0.015, 0.05, 0.05)  # of the labels, for slopes
 PRIOR = 1e-3  # inverse variance that keeps spectra without a good pixel at their start
 LEAST_NOISE = 0.01  # of a pixel: templates are not better than that
-OUTLIER = 4.0  # robust standard deviations
 CONTINUUM = 50.0  # Å, smoothing that is taken out of the templates
+
+
+class Solution(NamedTuple):
+    """What a fit finds.
+
+    Attributes
+    ----------
+    labels : Tensor, shape (spectrum, 3)
+        Model units.
+    broadening : Tensor, shape (spectrum, 1)
+        Half the variance of the star's lines beyond the templates', pixel².
+    residual : Tensor, shape (spectrum, pixel of the window)
+        What the model leaves of the flux, to first order of the last step.
+    weight : Tensor, shape (spectrum, pixel of the window)
+        Inverse variances, those of outliers too; 0 where masked.
+    """
+
+    labels: Tensor
+    broadening: Tensor
+    residual: Tensor
+    weight: Tensor
 
 
 class TemplateFit(Given):
@@ -46,16 +68,24 @@ class TemplateFit(Given):
         First and last wavelength, vacuum Å.
     degree : int
         Of the polynomial that continua may differ by.
+    outlier : float
+        Robust standard deviations beyond which pixels are left out after the first
+        step.
     steps : int
-        Of the iteration. Pixels off by more than `OUTLIER` are left out after the
-        first.
+        Of the iteration.
     """
 
     def __init__(
-        self, pixels: int, window: tuple[float, float], degree: int, steps: int = 3
+        self,
+        pixels: int,
+        window: tuple[float, float],
+        degree: int,
+        outlier: float,
+        steps: int = 3,
     ):
         super().__init__()
-        self.window, self.degree, self.steps = tuple(window), degree, steps
+        self.window, self.degree = tuple(window), degree
+        self.outlier, self.steps = outlier, steps
         self.register_buffer("first", torch.zeros((), dtype=torch.int64))
         self.register_buffer("center", torch.zeros(3))
         self.register_buffer("scale", torch.ones(3))
@@ -132,9 +162,7 @@ class TemplateFit(Given):
             setattr(self, name, torch.from_numpy(np.asarray(value, dtype=np.float32)))
 
     @torch.no_grad()
-    def forward(
-        self, flux: Tensor, ivar: Tensor, start: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, flux: Tensor, ivar: Tensor, start: Tensor) -> Solution:
         """Fit a batch.
 
         Parameters
@@ -146,10 +174,7 @@ class TemplateFit(Given):
 
         Returns
         -------
-        labels : Tensor, shape (spectrum, 3)
-            Model units.
-        broadening : Tensor, shape (spectrum, 1)
-            Half the variance of the star's lines beyond the templates', pixel².
+        Solution
         """
         width = self.mean.shape[-1]
         part = slice(self.first, self.first + width)
@@ -170,7 +195,7 @@ class TemplateFit(Given):
         for step in range(self.steps):
             # slopes for the parameters, and the residual as one row more
             rows = self._model(theta, continuum, observed)
-            if step == 1:
+            if step:
                 kept = self._without_outliers(rows[:, -1], weight, factor)
                 factor = self._factor(kept)
             weighted = rows * kept[:, None]
@@ -186,9 +211,15 @@ class TemplateFit(Given):
             change = change.clamp(-largest, largest)
             theta = (theta + change).clamp(low, high)
             along = across[..., -1:] - across[..., :-1] @ change[..., None].double()
-            continuum += self._polynomial(factor, along)
-            continuum.clamp_(0.5, 2)
-        return (theta[:, :3] - self.center) / self.scale, theta[:, 4:]
+            polynomial = self._polynomial(factor, along)
+            continuum = (continuum + polynomial).clamp_(0.5, 2)
+        residual = rows[:, -1] - (rows[:, :-1] * change[..., None]).sum(1) - polynomial
+        return Solution(
+            labels=(theta[:, :3] - self.center) / self.scale,
+            broadening=theta[:, 4:],
+            residual=residual,
+            weight=weight,
+        )
 
     def _coefficients(self, labels: Tensor) -> Tensor:
         """Coefficients of the basis for the log of the normalised template."""
@@ -227,7 +258,7 @@ class TemplateFit(Given):
         rest = residual - self._polynomial(factor, along)
         rest = rest.mul_(weight.sqrt()).abs_()
         typical = 1.4826 * _median(rest)
-        return weight.masked_fill(rest > OUTLIER * typical.clamp_min(1), 0)
+        return weight.masked_fill(rest > self.outlier * typical.clamp_min(1), 0)
 
     def _polynomial(self, factor: Tensor, along: Tensor) -> Tensor:
         """Polynomial, (spectrum, pixel), whose right-hand side was `factor` @ along."""

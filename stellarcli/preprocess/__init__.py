@@ -60,6 +60,7 @@ RANGES = {
     "pixels": (2, wavelength.MOST_PIXELS),
     "quantile": (0, 1),
     "threshold": (0, 1e6),
+    "velocity": (100, 1e6),
     "width": (0.01, 1e6),
 }
 MOST_STEPS = 100
@@ -153,12 +154,12 @@ class Recipe:
         if len(names) > MOST_STEPS:
             raise UsageError(f"recipe {self.name!r} has more than {MOST_STEPS} steps.")
         self._check_knots()
-        early = names[: names.index("resample")] if "resample" in names else names
-        for name in early:
-            if name in ON_GRID:
+        count = names.index("resample") if "resample" in names else len(names)
+        for step in self.steps[:count]:
+            if step.name in ON_GRID and "velocity" not in step.parameters:
                 raise UsageError(
-                    f"recipe {self.name!r}: step {name!r} needs spectra on a common "
-                    "grid; put 'resample' before it."
+                    f"recipe {self.name!r}: step {step.name!r} needs spectra on a "
+                    "common grid; put 'resample' before it."
                 )
 
     def _check_knots(self) -> None:
@@ -321,7 +322,12 @@ RECIPES = {
             {"pad": {"pixels": 3584}},
         ],
         # SpectraFM: any range, native sampling kept
-        "spectrafm": ["bridge", "rest_frame", "median"],
+        "spectrafm": [
+            "bridge",
+            "rest_frame",
+            {"continuum": {"method": "smooth", "velocity": 6000.0}},
+            "clip",
+        ],
     }.items()
 }
 
