@@ -209,13 +209,13 @@ PRELOAD = f"""
 import os, signal
 from stellarcli import prediction
 {SMALL}
-work, done = prediction.work, []
-def dying(*arguments):
+def dying(*arguments, work=prediction.work, done=[]):
     done.append(1)
     if os.environ.get("DIES") and len(done) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return work(*arguments)
-prediction.work = dying
+if prediction.work.__name__ == "work":  # Dask runs this file twice
+    prediction.work = dying
 """
 
 
