@@ -40,7 +40,8 @@ KINDS = {  # of the values in a file
 MOST = 1 << 20  # pixels
 MOST_LABELS = 1000
 MOST_OPTIONS = 100  # of a network, or values of one
-LARGEST_OPTION = 1 << 14  # number among them
+LARGEST_OPTION = 1 << 12  # number among them
+LARGE = 1 << 30  # weights that a network may have, by a guess, without a closer look
 
 
 @dataclass
@@ -114,6 +115,7 @@ class Model:
         import torch
 
         networks = []
+        self._check_size()
         for member in self.members:
             weights = {
                 # a copy: safetensors' arrays may be read-only
@@ -121,12 +123,7 @@ class Model:
                 for key, value in self.part(member).items()
             }
             try:
-                network = models.build(
-                    self.architecture,
-                    pixels=self.pixels,
-                    labels=len(self.labels),
-                    **models.former(self.architecture) | self.config,
-                )
+                network = self._build()
                 network.load_state_dict(weights)
             except (RuntimeError, TypeError, UsageError) as error:
                 detail = " ".join(str(error).split())
@@ -139,6 +136,31 @@ class Model:
         if not networks:
             raise ModelFileError(f"model {self.name!r} has no weights.")
         return networks
+
+    def _build(self) -> nn.Module:
+        return models.build(
+            self.architecture,
+            pixels=self.pixels,
+            labels=len(self.labels),
+            **models.former(self.architecture) | self.config,
+        )
+
+    def _check_size(self) -> None:
+        """Refuse a network far larger than its weights: it would fill the memory."""
+        import torch
+
+        numbers = [int(abs(n)) for n in _numbers(self.config)]
+        largest = max(numbers, default=1)
+        if largest * max(largest, self.pixels) * len(numbers) < LARGE:
+            return
+        with torch.device("meta"):  # shapes without memory
+            wanted = sum(weight.numel() for weight in self._build().parameters())
+        there = sum(values.size for values in self.state.values())
+        if wanted > there:
+            raise ModelFileError(
+                f"model {self.name!r} describes a network of {wanted} weights and "
+                f"holds {there}. Copy the file again."
+            )
 
 
 def save(model: Model, path: Path) -> None:
@@ -353,6 +375,8 @@ def _check_values(values: dict, recipe: Recipe, state: dict[str, np.ndarray]) ->
         numbers = np.array(values.get(key, []), dtype=float)
         if numbers.shape not in ((0,), (labels,)) or not np.isfinite(numbers).all():
             raise ValueError(f"{key} is not a number for each label")
+    if not isinstance(values["architecture"]["config"], dict):
+        raise ValueError("the network's configuration is no dictionary")
     _check_config(values["architecture"]["config"])
     unlike = {k: v.shape for k, v in state.items() if k.startswith("novelty.")}
     components = unlike.get("novelty.components", (0,))
@@ -370,15 +394,19 @@ def _check_values(values: dict, recipe: Recipe, state: dict[str, np.ndarray]) ->
             raise ValueError(f"{name} has the shape {shape}, not {wanted}")
 
 
-def _check_config(config: Any, depth: int = 0) -> None:
-    """Raise `ValueError` where a network of that configuration would fill memory."""
-    if depth > 4:
-        raise ValueError("the network's configuration is nested too deeply")
-    if isinstance(config, dict | list):
-        if len(config) > MOST_OPTIONS:
-            raise ValueError("the network's configuration has too many values")
+def _check_config(config: dict[str, Any]) -> None:
+    """Raise `ValueError` where building such a network would take for ever."""
+    numbers = _numbers(config)
+    if len(numbers) > MOST_OPTIONS:
+        raise ValueError("the network's configuration has too many numbers")
+    for value in numbers:
+        if not abs(value) <= LARGEST_OPTION:
+            raise ValueError(f"{value} is too much for a network")
+
+
+def _numbers(config: Any) -> list[int | float]:
+    """All numbers of a configuration, in lists and dictionaries too."""
+    if isinstance(config, dict | list | tuple):
         values = config.values() if isinstance(config, dict) else config
-        for value in values:
-            _check_config(value, depth + 1)
-    elif isinstance(config, int | float) and not abs(config) <= LARGEST_OPTION:
-        raise ValueError(f"{config} is too much for a network")
+        return [number for value in values for number in _numbers(value)]
+    return [config] if isinstance(config, int | float) else []

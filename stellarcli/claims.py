@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ def claimed(output: str | os.PathLike, *, shared: bool = False) -> Iterator[None
         return
     path = lock_of(Path(output))
     number = _lock(path, Path(output), shared)
+    if number is not None and not shared:
+        _tidy(Path(output))
     try:
         yield
     finally:
@@ -55,6 +58,15 @@ def claimed(output: str | os.PathLike, *, shared: bool = False) -> Iterator[None
 def lock_of(output: Path) -> Path:
     """Return the file that is locked for an output."""
     return output.with_name(f".{output.name}.lock")
+
+
+def _tidy(output: Path) -> None:
+    """Remove what killed processes left half-written: nobody else is at work on it."""
+    name = re.sub(r"[^\w.-]", "_", output.name, flags=re.ASCII)  # catalog's names
+    for path in output.parent.glob(f".{name}.*.part*"):
+        if re.fullmatch(r"\.[0-9a-f]{8}\.part(\.gz)?", path.name[1 + len(name) :]):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _lock(path: Path, output: Path, shared: bool) -> int | None:

@@ -44,6 +44,8 @@ def parse(text: str) -> Any:
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise PlainYAMLError("anchors and aliases (& and *) are not taken")
+            if getattr(event, "tag", None):
+                raise PlainYAMLError(f"tags such as {event.tag!r:.80} are not taken")
             if depth > DEEPEST:
                 raise PlainYAMLError(f"it is nested deeper than {DEEPEST}")
         return yaml.safe_load(text)

@@ -368,13 +368,17 @@ def gunzip(data: bytes) -> bytes:
     SpectrumError
         If the data are cut short or damaged.
     """
-    parts = []
+    parts, room, copied = [], LARGEST, 0
     while data.startswith(GZIP):  # padding or rubbish after the last member is ignored
         inflate = inflater.decompressobj(wbits=31)
         try:
-            parts.append(inflate.decompress(data, LARGEST))
+            parts.append(inflate.decompress(data, room))
         except inflater.error as error:
             raise SpectrumError(f"the gzip data are damaged ({error})") from None
+        room -= len(parts[-1])
+        copied += len(inflate.unused_data)
+        if room <= 0 or copied > 8 * LARGEST:  # of very many members
+            raise SpectrumError("what the gzip file holds is too large for a spectrum")
         if not inflate.eof:
             raise SpectrumError(
                 f"the gzip file is truncated: it ends after {len(data)} bytes"
