@@ -40,7 +40,7 @@ KINDS = {  # of the values in a file
 MOST = 1 << 20  # pixels
 MOST_LABELS = 1000
 MOST_OPTIONS = 100  # of a network, or values of one
-LARGEST_OPTION = 1 << 12  # number among them
+LARGEST_OPTION = 1 << 14  # whole number among them
 LARGE = 1 << 30  # weights that a network may have, by a guess, without a closer look
 
 
@@ -149,7 +149,7 @@ class Model:
         """Refuse a network far larger than its weights: it would fill the memory."""
         import torch
 
-        numbers = [int(abs(n)) for n in _numbers(self.config)]
+        numbers = [abs(number) for number in _numbers(self.config)]
         largest = max(numbers, default=1)
         if largest * max(largest, self.pixels) * len(numbers) < LARGE:
             return
@@ -404,9 +404,9 @@ def _check_config(config: dict[str, Any]) -> None:
             raise ValueError(f"{value} is too much for a network")
 
 
-def _numbers(config: Any) -> list[int | float]:
-    """All numbers of a configuration, in lists and dictionaries too."""
+def _numbers(config: Any) -> list[int]:
+    """All whole numbers of a configuration, in lists and dictionaries too."""
     if isinstance(config, dict | list | tuple):
         values = config.values() if isinstance(config, dict) else config
         return [number for value in values for number in _numbers(value)]
-    return [config] if isinstance(config, int | float) else []
+    return [config] if type(config) is int else []

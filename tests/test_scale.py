@@ -1,6 +1,7 @@
 """Many machines, one table: claims, merged shards, a cluster whose workers die."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -275,6 +276,90 @@ def test_a_cluster_with_a_dying_worker_writes_the_same(
     assert done.status == 1
     assert "doesn't see 'hidden.fits'" in done.err
     assert not Path("p.fits").exists()
+
+
+# ----------------------------------------------------------------------- job scripts
+
+README = Path(__file__).parent.parent / "README.md"
+SCRIPTS = {
+    word: text
+    for text in re.findall(r"```sh\n(#!/bin/bash\n.*?)```", README.read_text(), re.S)
+    for word in ("--requeue", "--merge", "--dask", "torchrun")
+    if word in text
+}
+
+
+@pytest.fixture
+def slurm(here):
+    """Run a script of README's as Slurm would, one task of it; what it printed."""
+    python = f'exec "{sys.executable}"'
+    commands = {
+        "srun": 'exec "$@"',
+        "stellar": f'{python} -m stellarcli "$@" -j 1 -q',
+        "dask": f'{python} -c "from dask.__main__ import main; main()" "$@"',
+        "scontrol": "echo node1; echo node2",
+        "torchrun": 'echo "$@"',
+    }
+    Path("bin").mkdir()
+    for name, line in commands.items():
+        path = Path("bin", name)
+        path.write_text(f"#!/bin/bash\n{line}\n")
+        path.chmod(0o755)
+
+    def run(text, **environment):
+        Path("job.sh").write_text(text)
+        path = f"{Path('bin').resolve()}{os.pathsep}{os.environ['PATH']}"
+        everything = program()[1] | {"PATH": path} | environment
+        done = subprocess.run(
+            ["bash", "job.sh"], env=everything, capture_output=True, timeout=300
+        )
+        assert b"Traceback" not in done.stderr, done.stderr
+        return done
+
+    return run
+
+
+def array_task(number, count):
+    names = {"ID": number, "MIN": 1, "MAX": count, "COUNT": count, "STEP": 1}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()}
+
+
+@pytest.mark.slow
+def test_job_scripts_of_an_array(slurm, stars):
+    """Tasks in any order, one of them twice; with and without a common disk."""
+    Path("night.txt").write_text("\n".join(stars))
+    for number in (2, 1, 2):
+        slurm(SCRIPTS["--requeue"], **array_task(number, 2))
+    assert catalog.read("params.fits").rows["file"].tolist() == stars
+    Path("parts").mkdir()
+    for number in (1, 2):
+        Path(f"disk{number}").mkdir()
+        slurm(
+            SCRIPTS["--merge"],
+            **array_task(number, 2),
+            TMPDIR=f"{os.getcwd()}/disk{number}",
+        )
+    whole = catalog.read("params.fits")
+    merge = re.search(r"# when all are done: (.*)", SCRIPTS["--merge"])[1]
+    slurm(merge.replace("-o params.fits", "-o merged.fits"))
+    same("merged.fits", whole)
+
+
+def test_job_script_of_a_training(slurm):
+    done = slurm(SCRIPTS["torchrun"], SLURM_JOB_NODELIST="node[1-2]", SLURM_NNODES="2")
+    words = done.stdout.decode().split()
+    assert "--nnodes=2" in words
+    assert "--rdzv-endpoint=node1:29500" in words
+    assert words[words.index("-m") + 1] == "stellarcli"
+
+
+@pytest.mark.slow
+def test_job_script_of_a_cluster(slurm, stars):
+    pytest.importorskip("distributed", reason="needs 'pip install stellarcli[dask]'")
+    Path("night.txt").write_text("\n".join(stars))
+    done = slurm(SCRIPTS["--dask"].replace("--nworkers 16", "--nworkers 2"))
+    assert done.returncode == 0, done.stderr
+    assert catalog.read("params.fits").rows["file"].tolist() == stars
 
 
 def test_no_scheduler_is_one_sentence(stellar, stars, model, monkeypatch):

@@ -1,9 +1,10 @@
 """Spectra per second: each stage, the whole, and what others and the disk would do.
 
-    python tests/benchmarks/speed.py FOLDER [--counts 1000,3000,10000,30000]
+    python tests/benchmarks/speed.py FOLDER [--counts 1000,30000] [--kinds .gz]
 
-FOLDER holds raw LAMOST spectra (``*.fits``). Hard links to them, and to copies gzipped
-at level 6, make as many inputs as wanted in a temporary folder beside it. Per count and
+FOLDER holds raw LAMOST spectra (``*.fits``), and perhaps the same gzipped; otherwise
+that is done, at level 6. Hard links to them make as many inputs as wanted in a
+temporary folder beside it. Per count and
 kind (raw .fits, .fits.gz, a prepared table of the .gz files), side by side in one run:
 
 bytes     one process per core only reads the bytes
@@ -63,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--counts", default="1000,3000,10000,30000")
+    parser.add_argument("--kinds", default=".fits,.gz,table")
     parser.add_argument("--model", default=checkpoint.DEFAULT)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -75,28 +77,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder.parent) as name:
         work = Path(name)
         plain = sorted(options.folder.glob("*.fits"))
-        zipped = [packed(path, work) for path in plain]
+        zipped = sorted(options.folder.glob("*.fits.gz"))
+        zipped = zipped or [packed(path, work) for path in plain]
         stages(model, zipped)
         single = naive(model, zipped[:SAMPLE])
         print(f"naive: {single:.1f}/s with one process, {cores * single:.1f} with all")
         head = ("inputs", "kind", "bytes", "bare", "stellar", "of bare", "of naive")
         print("".join(f"{word:>10}" for word in (*head, "GB")))
+        kinds = options.kinds.split(",")
         for count in map(int, options.counts.split(",")):
+            linked = {}
             for kind, paths in ((".fits", plain), (".gz", zipped)):
-                linked = links(paths, count, work / f"{kind[1:]}{count}")
-                row(kind, linked, options.model, cores, single)
-            table = work / f"{count}.table.fits"
-            command = [
-                "preprocess",
-                linked[0].parent,
-                "-r",
-                str(checkpoint.find(options.model)),
-                "-o",
-                table,
-            ]
-            stellar(*command)
-            row("table", [table], options.model, cores, single)
-            table.unlink()
+                linked[kind] = links(paths, count, work / f"{kind[1:]}{count}")
+                if kind in kinds:
+                    row(kind, linked[kind], options.model, cores, single)
+            if "table" in kinds:
+                table = work / f"{count}.table.fits"
+                recipe = str(checkpoint.find(options.model))
+                source = linked[".gz"][0].parent
+                stellar("preprocess", source, "-r", recipe, "-o", table)
+                row("table", [table], options.model, cores, single)
+                table.unlink()
 
 
 def packed(path: Path, work: Path) -> Path:
