@@ -16,7 +16,8 @@ naive     file by file as the published codes do it: astropy, scipy's spline, a
           one; one process, times the number of cores; on a sample
 
 and the microseconds per spectrum that each stage takes on one core, and the most memory
-that a process of the run held.
+that a process of the run held. Rates are by the clock, ratios by processor time,
+imports included, so that a machine with other work spoils them less.
 """
 
 from __future__ import annotations
@@ -81,9 +82,9 @@ def main() -> None:
         zipped = zipped or [packed(path, work) for path in plain]
         stages(model, zipped)
         single = naive(model, zipped[:SAMPLE])
-        print(f"naive: {single:.1f}/s with one process, {cores * single:.1f} with all")
-        head = ("inputs", "kind", "bytes", "bare", "stellar", "of bare", "of naive")
-        print("".join(f"{word:>10}" for word in (*head, "GB")))
+        print(f"naive: {single:.1f}/s on one core")
+        head = ("inputs", "kind", "bytes", "bare", "stellar", "per core", "of bare")
+        print("".join(f"{word:>10}" for word in (*head, "of naive", "GB")))
         kinds = options.kinds.split(",")
         for count in map(int, options.counts.split(",")):
             linked = {}
@@ -125,21 +126,29 @@ def row(kind: str, paths: list[Path], model: str, cores: int, single: float) -> 
     """Measure one kind of input and print its line."""
     if kind == "table":
         count = sum(map(len, inputs.tasks(map(str, paths), CHUNK)))
-        alone = pure = float("nan")
+        alone, pure, core = float("nan"), float("nan"), float("nan")
         source = paths[0]
     else:
         count, source = len(paths), paths[0].parent
-        alone = rate(read_only, paths, cores)
-        pure = rate(partial(bare, model=model), paths, cores)
-    begin = time.perf_counter()
-    memory = stellar("predict", source, "-o", source.parent / "o.fits", "-m", model)
+        alone, _ = rate(read_only, paths, cores)
+        pure, core = rate(partial(bare, model=model), paths, cores)
+    output = source.parent / "o.fits"
+    begin, spent = time.perf_counter(), children()
+    memory = stellar("predict", source, "-o", output, "-m", model)
     whole = count / (time.perf_counter() - begin)
-    (source.parent / "o.fits").unlink()
+    own = count / (children() - spent)
+    output.unlink()
     print(
         f"{count:10d}{kind:>10}{alone:10.0f}{pure:10.0f}{whole:10.0f}"
-        f"{whole / pure:10.2f}{whole / cores / single:10.1f}{memory:10.2f}",
+        f"{own:10.0f}{own / core:10.2f}{own / single:10.1f}{memory:10.2f}",
         flush=True,
     )
+
+
+def children() -> float:
+    """Processor time of all processes that have ended, s."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def stellar(*words: object) -> float:
@@ -160,19 +169,20 @@ def stellar(*words: object) -> float:
     return int(found[1]) / (1 << 20)
 
 
-def rate(work: Callable, paths: list[Path], cores: int) -> float:
-    """Files per second of one process per core that does nothing but `work`."""
+def rate(work: Callable, paths: list[Path], cores: int) -> tuple[float, float]:
+    """Files per second, and per second of a core, of processes that only `work`."""
     context = get_context("fork")
     processes = [
         context.Process(target=pinned, args=(work, paths[core::cores], core))
         for core in range(cores)
     ]
-    begin = time.perf_counter()
+    begin, spent = time.perf_counter(), children()
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    return len(paths) / (time.perf_counter() - begin)
+    seconds, used = time.perf_counter() - begin, children() - spent
+    return len(paths) / seconds, len(paths) / used
 
 
 def pinned(work: Callable, paths: list[Path], core: int) -> None:
@@ -259,14 +269,14 @@ def stages(model: checkpoint.Model, paths: list[Path]) -> None:
 
 
 def naive(model: checkpoint.Model, paths: list[Path]) -> float:
-    """Spectra per second of the plain way, with one process."""
+    """Spectra per second of a core of the plain way."""
     network = model.networks()[0]
     grid = model.wavelength
     with torch.no_grad():
         one_by_one(network, grid, paths[:3])
-        begin = time.perf_counter()
+        begin = time.process_time()
         one_by_one(network, grid, paths)
-    return len(paths) / (time.perf_counter() - begin)
+    return len(paths) / (time.process_time() - begin)
 
 
 def one_by_one(network: torch.nn.Module, grid: np.ndarray, paths: list[Path]) -> None:
