@@ -41,6 +41,7 @@ STEPS: dict[str, Callable[..., Batch]] = {
     "bridge": wavelength.bridge,
     "rest_frame": wavelength.rest_frame,
     "resample": wavelength.resample,
+    "keep": wavelength.keep_ranges,
     "continuum": continuum.divide_continuum,
     "clip": continuum.clip_flux,
     "min_max": continuum.scale_min_max,

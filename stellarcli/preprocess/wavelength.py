@@ -97,6 +97,33 @@ def bridge(batch: Batch) -> Batch:
     return batch.with_flux(flux)
 
 
+def keep_ranges(batch: Batch, *, ranges: list[list[float]]) -> Batch:
+    """Mask all pixels outside some ranges of wavelength.
+
+    Parameters
+    ----------
+    batch : Batch
+    ranges : list of (float, float)
+        Vacuum Å; at the star's rest where `rest_frame` came before.
+
+    Raises
+    ------
+    UsageError
+        If a range isn't two wavelengths, the shorter one first.
+    """
+    inside = np.zeros(batch.flux.shape, dtype=bool)
+    for limits in ranges:
+        if len(limits) != 2 or not limits[0] < limits[1]:
+            raise UsageError(
+                f"step 'keep' takes ranges such as [5130, 5450], not {limits}."
+            )
+        low, high = limits
+        inside |= (batch.wavelength >= low) & (batch.wavelength <= high)
+    mask = np.where(inside, batch.mask, batch.mask | PixelMask.OUTSIDE)
+    result = batch.with_flux(np.where(inside, batch.flux, 1), inside)
+    return replace(result, mask=mask.astype(np.uint8))
+
+
 def make_grid(
     *,
     start: float,
