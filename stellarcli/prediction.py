@@ -321,7 +321,8 @@ class Run:
     exposures : bool
         Rows for single exposures where files hold them.
     rv : str
-        Where velocities are from, see `velocity.Source`.
+        Where velocities are from, see `velocity.Source`; empty for what the model was
+        trained with.
     dropout : float
         Rate of dropout while predicting; 0 for none.
     workers : int
@@ -335,7 +336,7 @@ class Run:
     device: str = "cpu"
     precision: str = "auto"
     exposures: bool = False
-    rv: str = "header"
+    rv: str = ""
     dropout: float = 0.0
     workers: int = field(default_factory=available_cores)
     shard: tuple[int, int] | None = None
@@ -388,9 +389,10 @@ def predict(
     if run.shard and output == "-":
         raise UsageError("--shard needs a file that all shards can write, not -.")
     target = catalog.check_output(output, overwrite or continues)
-    _source(run.rv)
     predictor = _predictor_of(run)
     model = predictor.model
+    run = replace(run, rv=run.rv or model.velocities)
+    _source(run.rv)
     digest = _plan(model, tasks, run)
     if continues and (finished := _finished(target, digest, tasks, model)):
         return finished
@@ -433,17 +435,18 @@ def _predictor(
     model: str,
     device: str,
     precision: str,
-    velocity: bool = False,
+    rv: str = "",
     dropout: float = 0.0,
 ) -> Predictor:
     """Load a model once per process; forked workers inherit it."""
     torch.set_num_threads(1)  # processes are the parallelism, and keep bits the same
-    return Predictor(checkpoint.load(model), device, precision, velocity, dropout)
+    loaded = checkpoint.load(model)
+    velocity = (rv or loaded.velocities) != "header"
+    return Predictor(loaded, device, precision, velocity, dropout)
 
 
 def _predictor_of(run: Run) -> Predictor:
-    velocity = run.rv != "header"
-    return _predictor(run.model, run.device, run.precision, velocity, run.dropout)
+    return _predictor(run.model, run.device, run.precision, run.rv, run.dropout)
 
 
 @lru_cache(maxsize=1)

@@ -110,7 +110,7 @@ def run(
         wanted than those that it is without.
     """
     if task.table:
-        if velocities.name != "header":
+        if velocities.name not in ("header", "auto"):
             raise UsageError(
                 f"'{task.table}' is prepared: its velocities are removed already. Give "
                 "the raw files, or leave --rv out."
@@ -210,7 +210,7 @@ def write_table(
     longest = max(len(encode_name(path)) for task in work for path in task.paths)
     units = {column.name: column.unit for column in INFO}
     comments = {column.name: column.description for column in INFO}
-    cards = [*cards, *catalog.flag_cards()]
+    cards = [*cards, velocities.card(), *catalog.flag_cards()]
     matcher = None
     if labels is not None:
         free = _free_names(labels.rows.dtype.names)

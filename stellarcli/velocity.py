@@ -43,14 +43,19 @@ MEDIUM_STARS = (
     *((5900.0, 4.3, -0.2), (6400.0, 4.2, -0.2)),
     *((4900.0, 2.0, -1.7), (5900.0, 4.3, -1.3)),
 )
-# log g of the templates of low resolution by Teff; Balmer lines change quickly in A stars
+# log g of the templates of low resolution by Teff: many A stars, whose lines change fast
 _DWARFS = dict.fromkeys((7000.0, 7400.0, 7800.0, 8200.0, 8600.0, 9200.0, 10000.0), 4.2)
 _DWARFS |= {4000.0: 4.7, 4500.0: 4.6, 5000.0: 4.55, 5500.0: 4.45, 6000.0: 4.3}
 _DWARFS |= {6500.0: 4.2, 12500.0: 4.0}
 _GIANTS = {4100.0: 1.3, 4600.0: 2.4, 5000.0: 2.9, 5600.0: 3.5}
 LOW_METALS = (0.1, -0.5, -1.1, -1.8)  # [Fe/H]; the lower two up to 7000 K only
 # supergiants, and the narrowest wings of A stars' opposite
-_OTHERS = ((6500.0, 2.5, 0.0), (7500.0, 2.5, 0.0), (8500.0, 2.5, 0.0), (8200.0, 5.0, 0.0))
+_OTHERS = (
+    (6500.0, 2.5, 0.0),
+    (7500.0, 2.5, 0.0),
+    (8500.0, 2.5, 0.0),
+    (8200.0, 5.0, 0.0),
+)
 
 
 def low_stars() -> np.ndarray:
@@ -124,7 +129,7 @@ class Templates:
         return int(FASTEST / self.step)
 
     def shifted(self, chosen: np.ndarray | slice, place: int) -> np.ndarray:
-        """Some templates at a shift, (template, pixel of the prepared spectrum)."""
+        """Return some templates at a shift, (template, pixel of a prepared one)."""
         pieces = [
             models[chosen, place : place + stop - start]
             for (start, stop), models in zip(self.windows, self.flux, strict=True)
@@ -142,7 +147,10 @@ class Templates:
         from scipy import fft
 
         return tuple(
-            (fft.rfft(models, _size(models)), fft.rfft(np.square(models), _size(models)))
+            (
+                fft.rfft(models, _size(models)),
+                fft.rfft(np.square(models), _size(models)),
+            )
             for models in self.flux
         )
 
@@ -387,6 +395,7 @@ def _excess(
 
 # ------------------------------------------------------------------------------ sources
 
+CARD = "RVSOURCE"  # of prepared tables, whose reader looks for it
 SOURCES = {
     "header": "what the file says",
     "auto": "what the file says, measured where it says nothing",
@@ -442,6 +451,11 @@ class Source:
             )
         error = catalog.find(table, f"{rv}_err", f"e_{rv}", f"{rv}_error") or ""
         return cls(name, catalog.Matcher(table, radius), rv, error)
+
+    def card(self) -> tuple[str, str, str]:
+        """Card of a prepared table's header: key of `SOURCES`, or catalogue."""
+        name = self.name if self.name in SOURCES else "catalogue"
+        return CARD, name, "where radial velocities are from"
 
     def assign(
         self, spectra: Sequence[Spectrum | None]
