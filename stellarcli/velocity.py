@@ -4,7 +4,11 @@ For every template and every shift, the template's best amplitude and the drop o
 that it brings, from two correlations (with masks and inverse variances as they are);
 the velocity is where χ² drops most, its error where it has risen by 1 again. The error
 is widened by what the residuals show: noise other than the file says, correlated noise
-of a coadd, a template that isn't the star.
+of a coadd, a template that isn't the star. A star between two templates is compared
+with a mixture of those that resemble it. The smallest error, 3.5 km/s at low
+resolution, is the survey's own: with it, repeated observations of real stars differ as
+one standard deviation says (`tests/test_velocity.py`); simulated spectra have no errors
+of the wavelength calibration, and are found within one error in 97 % of cases.
 
 Templates of medium resolution are `surveys.synthesis`'s, of low resolution those of the
 `surveys.emulator`.
@@ -43,7 +47,7 @@ MEDIUM_STARS = (
     *((5900.0, 4.3, -0.2), (6400.0, 4.2, -0.2)),
     *((4900.0, 2.0, -1.7), (5900.0, 4.3, -1.3)),
 )
-# log g of the templates of low resolution by Teff: many A stars, whose lines change fast
+# log g of the templates of low resolution by Teff: dense where Balmer lines change fast
 _DWARFS = dict.fromkeys((7000.0, 7400.0, 7800.0, 8200.0, 8600.0, 9200.0, 10000.0), 4.2)
 _DWARFS |= {4000.0: 4.7, 4500.0: 4.6, 5000.0: 4.55, 5500.0: 4.45, 6000.0: 4.3}
 _DWARFS |= {6500.0: 4.2, 12500.0: 4.0}
