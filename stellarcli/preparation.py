@@ -32,7 +32,7 @@ from stellarcli.velocity import Source
 CHUNK = 64  # spectra prepared together: fixed, since kernels depend on batch shapes
 LOW_SNR = 10.0  # per pixel
 MASKED_SHARE = 0.2  # of the covered pixels
-MISSING_SHARE = 0.02  # of the recipe's grid
+MISSING_SHARE = 0.03  # of the grid; of that of recipe rdn LAMOST MRS lacks 0.02
 # what a label column holds where no row matched, by kind of NumPy type
 FILLERS = {"f": np.nan, "S": b"", "U": "", "b": False, "i": -9999, "u": 0}
 HIGHEST_IVAR = 1e18  # of a normalised flux; its square still fits into 32 bits
