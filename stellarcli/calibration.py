@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from stellarcli import metrics, models, novelty
+from stellarcli import familiarity, feeding, metrics, models, novelty, sptype
 from stellarcli.checkpoint import Model
 from stellarcli.dataset import Dataset
 
@@ -23,7 +25,37 @@ LARGE_ERROR = 0.5  # of the training labels' spread: the spectrum says little
 REFERENCE_SNR = 50.0  # per pixel, where the error's factor is the model's error_scale
 LEAST_SPAN = 0.5  # of the rows' log S/N, for a slope with it
 STEEPEST = 1.0  # slope of log error with log S/N
+TYPED = 0.9  # of the training rows have a spectral type, where types are judged
+RARE = 0.002  # of them have types beyond the range, at each end
+TYPE_MARGIN = 0.3  # classes: surveys' types are no better than three subtypes
 HARMLESS = 0.1  # change by bfloat16 over predicted error
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Predictions of spectra with known labels, in the labels' units.
+
+    Attributes
+    ----------
+    value, error, truth : ndarray of float, shape (spectrum, label)
+        Errors as the networks give them, before calibration; truth is NaN where
+        missing.
+    snr : ndarray of float, shape (spectrum,)
+        Of `signal_to_noise`.
+    """
+
+    value: np.ndarray
+    error: np.ndarray
+    truth: np.ndarray
+    snr: np.ndarray
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Judged]) -> Judged:
+        """Put the spectra of several together."""
+        names = [f.name for f in fields(cls)]
+        return cls(
+            *(np.concatenate([getattr(p, name) for p in pieces]) for name in names)
+        )
 
 
 @torch.no_grad()
@@ -35,8 +67,8 @@ def predict_encoded(
     device = next(iter(network.state_dict().values())).device
     outputs = []
     for start in range(0, max(1, len(index)), BATCH):
-        spectra = data.spectra(index[start : start + BATCH])
-        inputs = [torch.from_numpy(array).to(device) for array in spectra]
+        feed = data.feed(index[start : start + BATCH])
+        inputs = feeding.tensors(feed, device).values()
         outputs.append([values.float().cpu().numpy() for values in network(*inputs)])
     mean, log_variance = zip(*outputs, strict=True)
     return np.concatenate(mean), np.concatenate(log_variance)
@@ -56,7 +88,13 @@ def combine(
     return mean, variance + np.square(stack - mean).mean(axis=0)
 
 
-def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
+def finish(
+    model: Model,
+    networks: list[nn.Module],
+    data: Dataset,
+    unseen: Judged | None = None,
+    start: Model | None = None,
+) -> None:
     """Fill a model's error scale, limits, novelty statistics and metrics.
 
     Parameters
@@ -67,37 +105,83 @@ def finish(model: Model, networks: list[nn.Module], data: Dataset) -> None:
         Members of the ensemble, with the weights as they will be stored.
     data : Dataset
         Its validation rows judge; without enough of them its training rows.
+    unseen : Judged, optional
+        Predictions by models alike of spectra that these hadn't seen, which then judge:
+        those of a cross-validation.
+    start : Model, optional
+        That the training began with: what it has seen, this one has seen, too.
     """
     most = novelty.rows(model.pixels)
     sample = some(data.index("train"), most)
     held = data.index("validation")
     judge = held if held.size >= ENOUGH else sample
-    unlike = novelty.fit(*data.spectra(sample))
-    scores = [novelty.cross_scores(*data.spectra(sample))]
-    if judge is held:
-        scores.append(_scores(data, some(held, most), unlike))
-    novelty.calibrate(unlike, np.concatenate(scores))
-    for name in ("mean", "components"):
-        unlike[name] = unlike[name].astype(np.float16)  # they have no more digits
-    model.state |= {f"novelty.{key}": value for key, value in unlike.items()}
+    if model.wavelength is not None:  # components of spectra need a common grid
+        unlike = novelty.fit(*data.spectra(sample))
+        scores = [novelty.cross_scores(*data.spectra(sample))]
+        if judge is held:
+            scores.append(_scores(data, some(held, most), unlike))
+        novelty.calibrate(unlike, np.concatenate(scores))
+        for name in ("mean", "components"):
+            unlike[name] = unlike[name].astype(np.float16)  # they have no more digits
+        model.state |= {f"novelty.{key}": value for key, value in unlike.items()}
+    elif "wavelength" in data.inputs:
+        seen = familiarity.fit(data.feed(sample), start and start.part("familiar"))
+        model.state |= {f"familiar.{key}": value for key, value in seen.items()}
     mean, variance = _ensemble(networks, data, judge)
     error = np.sqrt(variance)
     model.limits = {
         "large_error": LARGE_ERROR,
         "bfloat16_safe": _bfloat16_safe(networks, data, judge, mean, error),
     }
-    rows = data.labels[judge], data.spectra(judge)[1]
-    _calibrate_errors(model, mean, error, *rows)
+    types = sptype.numbers(data.rows(sample).text("subclass"))
+    if np.isfinite(types).mean() >= TYPED:
+        low, high = np.nanquantile(types, (RARE, 1 - RARE))
+        model.limits["types"] = [low - TYPE_MARGIN, high + TYPE_MARGIN]
+    judged = unseen or _judged(model, mean, error, data, judge)
+    calibrate(model, judged)
+    kind = "validation" if judge is held else "train"
     model.training |= {
-        "judged_on": "validation" if judge is held else "train",
-        "metrics": _metrics(model, mean, error, *rows),
+        "judged_on": "folds" if unseen else kind,
+        "metrics": metrics_of(model, judged),
     }
     test = data.index("test")
     if test.size:
-        mean, variance = _ensemble(networks, data, test)
-        model.training["test_metrics"] = _metrics(
-            model, mean, np.sqrt(variance), data.labels[test], data.spectra(test)[1]
-        )
+        judged = judge_rows(model, networks, data, test)
+        model.training["test_metrics"] = metrics_of(model, judged)
+
+
+def judge_rows(
+    model: Model, networks: list[nn.Module], data: Dataset, index: np.ndarray
+) -> Judged:
+    """Predict rows of a dataset.
+
+    Parameters
+    ----------
+    model : Model
+        Its labels decode what the networks say.
+    networks : list of nn.Module
+    data : Dataset
+    index : ndarray of int, shape (spectrum,)
+    """
+    mean, variance = _ensemble(networks, data, index)
+    return _judged(model, mean, np.sqrt(variance), data, index)
+
+
+def _judged(
+    model: Model,
+    mean: np.ndarray,
+    error: np.ndarray,
+    data: Dataset,
+    index: np.ndarray,
+) -> Judged:
+    """Bring predictions from model units to those of the labels."""
+    decoded = [
+        (label.decode(mean[:, i]), label.decode_error(mean[:, i], error[:, i]))
+        for i, label in enumerate(model.labels)
+    ]
+    value, error = (np.stack(columns, axis=1) for columns in zip(*decoded, strict=True))
+    snr = signal_to_noise(data.spectra(index)[1])
+    return Judged(value, error, data.labels[index], snr)
 
 
 def some(index: np.ndarray, most: int) -> np.ndarray:
@@ -150,32 +234,37 @@ def error_factors(model: Model, ivar: np.ndarray) -> np.ndarray:
     -------
     ndarray of float, shape (spectrum, label)
     """
+    return _factors(model, signal_to_noise(ivar))
+
+
+def _factors(model: Model, snr: np.ndarray) -> np.ndarray:
     scale = np.array(model.error_scale or [1.0] * len(model.labels))
     if not model.error_slope:  # files of format 1
-        return np.broadcast_to(scale, (len(ivar), scale.size))
-    snr = np.clip(signal_to_noise(ivar), *model.limits["snr"])
+        return np.broadcast_to(scale, (len(snr), scale.size))
+    snr = np.clip(snr, *model.limits["snr"])
     return scale * np.power(snr[:, None] / REFERENCE_SNR, model.error_slope)
 
 
-def _calibrate_errors(
-    model: Model,
-    mean: np.ndarray,
-    error: np.ndarray,
-    truth: np.ndarray,
-    ivar: np.ndarray,
-) -> None:
+def calibrate(model: Model, judged: Judged) -> None:
     """Bring 68.27 % of the rows within one sigma, at low S/N as at high.
 
     Per label the factor on errors is a power of the signal-to-noise ratio, found by
     quantile regression (Koenker & Bassett 1978, Econometrica 46, 33).
+
+    Parameters
+    ----------
+    model : Model
+        Changed in place.
+    judged : Judged
+        Better of rows that the networks haven't seen.
     """
-    snr = signal_to_noise(ivar)
+    snr = judged.snr
     model.error_scale, model.error_slope = [], []
     used = snr[snr > 0]
     low, high = np.percentile(used, (2, 98)) if used.size else (1.0, 1.0)
     distance = np.log(np.clip(snr, low, high) / REFERENCE_SNR)
-    for i, label in enumerate(model.labels):
-        off = np.abs(mean[:, i] - label.encode(truth[:, i])) / error[:, i]
+    ratio = np.abs(judged.value - judged.truth) / judged.error
+    for off in ratio.T:
         known = np.isfinite(off) & (off > 0) & (snr > 0)
         level, slope = _quantile_line(distance[known], np.log(off[known]))
         model.error_scale.append(float(np.exp(level)))
@@ -204,20 +293,11 @@ def _quantile_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return float(found.x[0]), float(found.x[1])
 
 
-def _metrics(
-    model: Model,
-    mean: np.ndarray,
-    error: np.ndarray,
-    truth: np.ndarray,
-    ivar: np.ndarray,
-) -> dict[str, Any]:
-    factors = error_factors(model, ivar)
+def metrics_of(model: Model, judged: Judged) -> dict[str, Any]:
+    """Return the figures of merit of each label, with calibrated errors."""
+    error = judged.error * _factors(model, judged.snr)
     results = {
-        label.name: metrics.summary(
-            label.decode(mean[:, i]),
-            truth[:, i],
-            label.decode_error(mean[:, i], error[:, i]) * factors[:, i],
-        )
+        label.name: metrics.summary(judged.value[:, i], judged.truth[:, i], error[:, i])
         for i, label in enumerate(model.labels)
     }
     return json.loads(json.dumps(results))

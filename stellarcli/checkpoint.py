@@ -43,8 +43,8 @@ class Model:
     pixels : int
     labels : list of Label
     recipe : Recipe
-    wavelength : ndarray of float64, shape (pixel,)
-        Vacuum Å, rest frame.
+    wavelength : ndarray of float64, shape (pixel,), or None
+        Vacuum Å, rest frame; None where every spectrum keeps its own.
     error_scale : list of float
         Per label, what calibration multiplies the predicted errors by.
     error_slope : list of float
@@ -65,7 +65,7 @@ class Model:
     pixels: int
     labels: list[Label]
     recipe: Recipe
-    wavelength: np.ndarray
+    wavelength: np.ndarray | None
     error_scale: list[float] = field(default_factory=list)
     error_slope: list[float] = field(default_factory=list)
     limits: dict[str, Any] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class Model:
                     self.architecture,
                     pixels=self.pixels,
                     labels=len(self.labels),
-                    **self.config,
+                    **models.former(self.architecture) | self.config,
                 )
                 network.load_state_dict(weights)
             except (RuntimeError, TypeError, UsageError) as error:
@@ -151,14 +151,7 @@ def save(model: Model, path: Path) -> None:
         "pixels": model.pixels,
         "labels": [label.to_json() for label in model.labels],
         "recipe": json.loads(model.recipe.to_json()),
-        "wavelength": {
-            "frame": "rest",
-            "medium": "vacuum",
-            "unit": "Angstrom",
-            "first": float(model.wavelength[0]),
-            "last": float(model.wavelength[-1]),
-            "pixels": int(model.wavelength.size),
-        },
+        "wavelength": _grid(model.wavelength),
         "error_scale": model.error_scale,
         "error_slope": model.error_slope,
         "limits": model.limits,
@@ -179,6 +172,15 @@ def save(model: Model, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, name)
+
+
+def _grid(wavelength: np.ndarray | None) -> dict[str, Any]:
+    """Say what wavelengths a model is for, for readers of the file."""
+    grid = {"frame": "rest", "medium": "vacuum", "unit": "Angstrom"}
+    if wavelength is None:
+        return grid | {"pixels": "each spectrum's own"}
+    first, last = float(wavelength[0]), float(wavelength[-1])
+    return grid | {"first": first, "last": last, "pixels": int(wavelength.size)}
 
 
 def _digest(state: dict[str, np.ndarray], text: str) -> str:

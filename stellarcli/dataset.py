@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from stellarcli import catalog, sptype
+from stellarcli import catalog, feeding, preprocess, sptype
 from stellarcli.errors import UsageError, unknown
+from stellarcli.feeding import Feed
 from stellarcli.labels import SUBTYPE_COLUMNS
 from stellarcli.prepared import PreparedTable, recipe_difference
 from stellarcli.selection import select
-from stellarcli.settings import TrainConfig
+from stellarcli.settings import MODEL, TrainConfig
+from stellarcli.streams import Stream, streams
 
 PARTS = ("train", "validation", "test")
 JOIN_RADIUS = 3.0  # arcsec
@@ -72,7 +74,7 @@ class Dataset:
 
     Attributes
     ----------
-    tables : list of PreparedTable
+    tables : list of PreparedTable or Stream
     table, row : ndarray of int, shape (spectrum,)
         Where each spectrum is.
     labels : ndarray of float64, shape (spectrum, label)
@@ -86,9 +88,14 @@ class Dataset:
         Equal for spectra of one star.
     notes : list of str
         What the user should know about the labels.
+    target : tuple of str
+        Columns that the labels are from.
+    inputs, extra : tuple of str
+        What the network is fed, of `feeding.INPUTS`, and the columns of its input
+        ``extra``.
     """
 
-    tables: list[PreparedTable]
+    tables: list[PreparedTable | Stream]
     table: np.ndarray
     row: np.ndarray
     labels: np.ndarray
@@ -97,6 +104,9 @@ class Dataset:
     errors: np.ndarray
     star: np.ndarray
     notes: list[str] = field(default_factory=list)
+    target: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = feeding.SPECTRUM
+    extra: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of spectra."""
@@ -111,9 +121,30 @@ class Dataset:
         arrays = {
             f.name: getattr(self, f.name)[index]
             for f in fields(self)
-            if f.name not in ("tables", "notes")
+            if isinstance(getattr(self, f.name), np.ndarray)
         }
         return replace(self, **arrays)
+
+    def redraw(self, epoch: int) -> bool:
+        """Let streams go on to the stars of an epoch; say whether labels changed."""
+        changed = False
+        for number, table in enumerate(self.tables):
+            if isinstance(table, Stream):
+                table.redraw(epoch)
+                here = self.table == number
+                labels = _labels(_Columns(table, None, None), self.target)
+                self.labels[here] = labels[self.row[here]]
+                changed = True
+        return changed
+
+    def text(self, name: str) -> np.ndarray:
+        """Return a column of the tables as text, empty where a table lacks it."""
+        values = np.full(len(self), "", dtype=object)
+        for number, table in enumerate(self.tables):
+            here = self.table == number
+            if name in getattr(table, "names", ()):
+                values[here] = table.column(name)[self.row[here]].astype(str)
+        return values.astype(str)
 
     def write_split(self, path: Path) -> None:
         """Write which spectrum was in which part, so that figures can be traced."""
@@ -131,22 +162,48 @@ class Dataset:
 
     def spectra(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read flux and ivar of some spectra, float32, each (spectrum, pixel)."""
+        feed = self._read(index, feeding.SPECTRUM)
+        return feed["flux"], feed["ivar"]
+
+    def feed(self, index: np.ndarray) -> Feed:
+        """Read what the network is fed of some spectra."""
+        return self._read(index, self.inputs)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the longest spectrum."""
+        return max(table.pixels for table in self.tables)
+
+    def _read(self, index: np.ndarray, names: tuple[str, ...]) -> Feed:
+        """Read named arrays; spectra of shorter tables are padded."""
         if len(self.tables) == 1:
-            return self.tables[0].spectra(self.row[index])
-        shape = (len(index), self.tables[0].pixels)
-        flux = np.empty(shape, dtype=np.float32)
-        ivar = np.empty(shape, dtype=np.float32)
+            return self.tables[0].feed(self.row[index], names, self.extra)
+        pieces = {}
         for number, table in enumerate(self.tables):
             here = np.flatnonzero(self.table[index] == number)
-            if here.size:
-                flux[here], ivar[here] = table.spectra(self.row[index[here]])
-        return flux, ivar
+            if here.size or not number:
+                piece = table.feed(self.row[index[here]], names, self.extra)
+                pieces[number] = here, piece
+        feed = {}
+        for name in names:
+            shape = list(pieces[0][1][name].shape)
+            shape[0] = len(index)
+            if feeding.INPUTS[name].per_pixel:
+                shape[1] = max(piece[name].shape[1] for _, piece in pieces.values())
+            feed[name] = feeding.empty(name, shape)
+            for here, piece in pieces.values():
+                if feeding.INPUTS[name].per_pixel:
+                    feed[name][here, : piece[name].shape[1]] = piece[name]
+                else:
+                    feed[name][here] = piece[name]
+        return feed
 
 
 def load(
     paths: Sequence[str],
     config: TrainConfig,
     catalogue: catalog.Table | None = None,
+    inputs: tuple[str, ...] = feeding.SPECTRUM,
 ) -> Dataset:
     """Open prepared tables, select rows and split them.
 
@@ -160,6 +217,12 @@ def load(
     catalogue : Table, optional
         Columns beyond those of the tables: labels, groups, what the selection needs.
         Joined by identifier, file or sky.
+    inputs : tuple of str
+        What the network is fed, see `feeding`.
+
+    The spectra of `TrainConfig.stream` come after those of the tables. They are
+    prepared with the tables' recipe, or, without tables, with the one that is named as
+    the network, or the default.
 
     Raises
     ------
@@ -167,10 +230,25 @@ def load(
         If recipes differ, a column is missing, nothing is left, or a star would be on
         both sides of the split.
     """
-    tables = [PreparedTable(path) for path in paths]
-    _check_alike(tables)
+    tables: list[PreparedTable | Stream] = [PreparedTable(path) for path in paths]
+    model = config.model or MODEL
+    named = model if model in preprocess.RECIPES else "default"
+    recipe = tables[0].recipe if tables else preprocess.get(named)
+    more = (config.random_seed("streams"), config.emulator, config.pool)
+    tables += streams(config.stream, recipe, *more)
+    if not tables:
+        raise UsageError(
+            "there is nothing to train on: name prepared tables or raw files, or let "
+            "spectra be simulated, such as --set stream.lamost-lrs=5000."
+        )
+    _check_alike(tables, inputs)
     matcher = catalog.Matcher(catalogue.rows, JOIN_RADIUS) if catalogue else None
-    sources = [_Columns(table, catalogue, matcher) for table in tables]
+    sources = [
+        _Columns(table, None, None)
+        if isinstance(table, Stream)
+        else _Columns(table, catalogue, matcher)
+        for table in tables
+    ]
     pieces = [_piece(number, source, config) for number, source in enumerate(sources)]
     columns = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
     if not columns["row"].size:
@@ -178,7 +256,9 @@ def load(
     star = same_star(columns["objid"], columns.pop("ra"), columns.pop("dec"))
     part = _parts(columns.pop("group"), columns.pop("split"), star, config)
     notes = [note for source in sources for note in source.notes]
-    data = Dataset(tables=tables, star=star, part=part, notes=notes, **columns)
+    extra = tuple(config.network.get("extra", ()))
+    fed = {"target": config.target, "inputs": inputs, "extra": extra}
+    data = Dataset(tables=tables, star=star, part=part, notes=notes, **fed, **columns)
     data = _separated(data)
     if not data.index("train").size:
         raise _nothing_left(config)
@@ -190,14 +270,16 @@ def load(
     return data
 
 
-def _check_alike(tables: list[PreparedTable]) -> None:
+def _check_alike(tables: list[PreparedTable | Stream], inputs: tuple[str, ...]) -> None:
     """Refuse tables that can't feed one network."""
     for table in tables:
-        if table.wavelength is None:
+        if table.wavelength is None and "wavelength" not in inputs:
             raise UsageError(
-                f"the spectra of '{table.path}' have a wavelength grid each, and a "
+                f"the spectra of '{table.path}' have a wavelength grid each, and this "
                 "network needs a common one; prepare them with a recipe that resamples."
             )
+        if "images" in inputs:
+            table.check_images()
         if difference := recipe_difference(table.recipe, tables[0].recipe):
             raise UsageError(
                 f"'{table.path}' was prepared differently from '{tables[0].path}': "
@@ -218,7 +300,7 @@ class _Columns:
 
     def __init__(
         self,
-        table: PreparedTable,
+        table: PreparedTable | Stream,
         catalogue: catalog.Table | None,
         matcher: catalog.Matcher | None,
     ):
@@ -306,10 +388,11 @@ class _Columns:
 def _piece(number: int, column: _Columns, config: TrainConfig) -> dict[str, np.ndarray]:
     """Return the selected rows of one table: columns of `Dataset`, position, group."""
     size = len(column.table)
-    labels = np.stack([column.numbers(name) for name in config.target], axis=1)
+    stream = isinstance(column.table, Stream)
+    labels = _labels(column, config.target)
     keep = np.isfinite(labels).any(axis=1)
     keep &= column.own("flag", 0).astype(int) & int(catalog.FAILED) == 0
-    if config.select:
+    if config.select and not stream:
         keep &= select(config.select, column)
     row = np.flatnonzero(keep)
     objid = column.own("objid", "").astype(str)
@@ -319,19 +402,31 @@ def _piece(number: int, column: _Columns, config: TrainConfig) -> dict[str, np.n
         "errors": _errors(labels, column, config),
         "objid": objid,
         **position,
-        "group": _names(column, objid, config.group),
-        "split": column(config.split).astype(str)
-        if config.split
+        "group": _names(column, objid, None if stream else config.group),
+        "split": column("split" if stream else config.split).astype(str)
+        if stream or config.split
         else np.full(size, ""),
     }
     chosen = {name: array[row] for name, array in values.items()}
     return {"table": np.full(row.size, number), "row": row, **chosen}
 
 
+def _labels(column: _Columns, target: tuple[str, ...]) -> np.ndarray:
+    """Return label columns side by side; NaN where a stream's stars have none."""
+    stream = isinstance(column.table, Stream)
+    values = [
+        np.full(len(column.table), np.nan)
+        if stream and not column.has(name)
+        else column.numbers(name)
+        for name in target
+    ]
+    return np.stack(values, axis=1)
+
+
 def _errors(labels: np.ndarray, column: _Columns, config: TrainConfig) -> np.ndarray:
     """Return the errors of the labels, the median where unknown; 0 without any."""
     errors = np.zeros_like(labels)
-    if config.label_errors:
+    if config.label_errors and not isinstance(column.table, Stream):
         for i, name in enumerate(config.target):
             found = column.numbers(f"{name}_err")
             known = np.isfinite(found) & (found > 0)
@@ -360,9 +455,10 @@ def _parts(
         group = _smallest(group, star)
     options = {"validation": config.validation, "seed": config.seed}
     if config.split is None:
-        return split_by_hash(
+        part = split_by_hash(
             group, test=config.test, folds=config.folds, fold=config.fold, **options
         )
+        return np.where(given == "", part, given)
     part = np.char.strip(np.char.lower(given))
     for value in np.unique(part):
         if value not in PARTS:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stellarcli import losses, metrics
+from stellarcli import feeding, losses, metrics
 from stellarcli.calibration import predict_encoded
 from stellarcli.dataset import Dataset
 from stellarcli.devices import has_bfloat16
@@ -85,7 +85,7 @@ def fit_in_one_go(
     """Fit a model that needs no descent, on all training spectra at once."""
     index = data.index("train")
     truth, _ = encode(fitted, data)
-    network.fit(*data.spectra(index), truth[index].numpy(), seed)
+    network.fit(*data.feed(index).values(), truth[index].numpy(), seed)
 
 
 class Fitter:
@@ -138,7 +138,7 @@ class Fitter:
         if precision == "float32" or (precision == "auto" and not has_bfloat16(device)):
             return False
         index = self.index[: -(-self.config.batch_size // self.world.size)]
-        inputs = [torch.from_numpy(a).to(device) for a in self.data.spectra(index)]
+        inputs = feeding.tensors(self.data.feed(index), device).values()
         right = all(self.world.gather(agrees_in_bfloat16(self.network, *inputs)))
         if not right:
             log.warning("bfloat16 is computed wrongly here; float32 is used instead")
@@ -243,6 +243,8 @@ class Fitter:
         self.parallel.train()
         for module in self.frozen:
             module.eval()  # else batch statistics would go on moving
+        if self.data.redraw(self.epoch):
+            self.truth, self.noise = encode(self.fitted, self.data)
         what = (self.member, self.epoch)
         self.generator.manual_seed(self.config.random_seed("order", *what))
         torch.manual_seed(self.config.random_seed("dropout", *what, self.world.rank))
@@ -284,11 +286,14 @@ class Fitter:
             index = order[start : start + size]
             share = self.world.part(len(index))
             mine = index[share]
-            spectra = self.data.spectra(index if self.config.augmentation.any else mine)
-            flux, ivar = map(torch.from_numpy, spectra)
-            if self.config.augmentation.any:
-                flux, ivar = self.config.augmentation(flux, ivar, self.generator, share)
-            batch = flux, ivar, self.truth[mine], self.noise[mine]
+            varied = self.config.augmentation.any
+            feed = feeding.tensors(self.data.feed(index if varied else mine))
+            if varied:
+                spectra = [feed[name] for name in feeding.SPECTRUM]
+                feed = {name: tensor[share] for name, tensor in feed.items()}
+                spectra = self.config.augmentation(*spectra, self.generator, share)
+                feed |= zip(feeding.SPECTRUM, spectra, strict=True)
+            batch = *feed.values(), self.truth[mine], self.noise[mine]
             return tuple(tensor.to(self.world.device) for tensor in batch)
 
         starts = [number * size for number in range(self.steps_per_epoch)]
@@ -300,9 +305,9 @@ class Fitter:
                     coming = pool.submit(make, following)
                 yield batch
 
-    def _step(self, flux: Tensor, ivar: Tensor, truth: Tensor, noise: Tensor) -> Tensor:
+    def _step(self, *batch: Tensor) -> Tensor:
         """Take one step; returns summed loss and weight of all processes."""
-        value, weight = self._loss(self.parallel, flux, ivar, truth, noise)
+        value, weight = self._loss(self.parallel, *batch)
         both = self.world.sum(value, weight)
         # gradients are averaged over processes, hence the factor
         loss = value * (self.world.size / both[1].clamp_min(1e-12))
@@ -313,18 +318,13 @@ class Fitter:
         self.optimizer.step()
         return both
 
-    def _loss(
-        self,
-        network: nn.Module,
-        flux: Tensor,
-        ivar: Tensor,
-        truth: Tensor,
-        noise: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def _loss(self, network: nn.Module, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return summed loss and weight for inputs, truth and noise."""
+        *inputs, truth, noise = batch
         known = torch.isfinite(truth)
         kind = self.world.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self.reduced):
-            mean, log_variance = network(flux, ivar)
+            mean, log_variance = network(*inputs)
         loss = losses.LOSSES[self.config.loss](
             mean.float(), log_variance.float(), torch.where(known, truth, 0), noise
         )
@@ -359,7 +359,7 @@ class Fitter:
         return (value / weight).item(), errors
 
 
-def agrees_in_bfloat16(network: nn.Module, flux: Tensor, ivar: Tensor) -> bool:
+def agrees_in_bfloat16(network: nn.Module, *inputs: Tensor) -> bool:
     """Say whether every layer's bfloat16 is its float32 but for rounding.
 
     It isn't for convolutions of some shapes (oneDNN of PyTorch 2.13 on a CPU with AMX:
@@ -369,8 +369,8 @@ def agrees_in_bfloat16(network: nn.Module, flux: Tensor, ivar: Tensor) -> bool:
     Parameters
     ----------
     network : nn.Module
-    flux, ivar : Tensor, shape (spectrum, pixel)
-        A batch as large as those of the training.
+    *inputs : Tensor
+        What it is fed: a batch as large as those of the training.
     """
     seen: list[tuple[nn.Module, Tensor]] = []
     hooks = [
@@ -379,8 +379,8 @@ def agrees_in_bfloat16(network: nn.Module, flux: Tensor, ivar: Tensor) -> bool:
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
     ]
     network.eval()
-    with torch.no_grad(), torch.autocast(flux.device.type, torch.bfloat16):
-        network(flux, ivar)
+    with torch.no_grad(), torch.autocast(inputs[0].device.type, torch.bfloat16):
+        network(*inputs)
     for hook in hooks:
         hook.remove()
     return all(_layer_agrees(layer, values.float()) for layer, values in seen)

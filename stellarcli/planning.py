@@ -53,7 +53,7 @@ def prepared(
     note : callable
         As for `inputs.expand`.
     """
-    paths = inputs.expand(arguments, note=note)
+    paths = inputs.expand(arguments, note=note) if arguments else []
     tables = [path for path in paths if is_prepared(path)]
     raw = [path for path in paths if path not in set(tables)]
     temporary = output.with_name(f".{output.name}.prepared")
@@ -110,7 +110,7 @@ def describe(
     """
     start = checkpoint.load(config.init) if config.init else None
     config = resolve(config, start)
-    data = dataset.load(tables, config, catalogue)
+    data = dataset.load(tables, config, catalogue, models.inputs(config.model))
     model = new_model("plan", data, config, start)
     network = initial_network(model, start, 0)
     parts = {part: data.index(part) for part in dataset.PARTS}
@@ -160,7 +160,7 @@ def _cost(
 
 def _measure(network: nn.Module, size: int, pixels: int) -> tuple[float, float]:
     """Try steps with a batch of ones: seconds, and bytes kept for the gradients."""
-    batch = torch.ones(size, pixels, device=next(network.parameters()).device)
+    batch = models.made_up(network, size, pixels)
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -171,7 +171,7 @@ def _measure(network: nn.Module, size: int, pixels: int) -> tuple[float, float]:
     for _ in range(TIMED_STEPS):
         begin = time.perf_counter()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            mean, log_variance = network(batch, batch)
+            mean, log_variance = network(*batch)
         loss = mean.square().mean() + log_variance.square().mean()
         loss.backward()
         loss.item()  # waits for a GPU

@@ -28,6 +28,8 @@ from stellarcli import (
     __version__,
     catalog,
     checkpoint,
+    familiarity,
+    feeding,
     models,
     novelty,
     preparation,
@@ -38,6 +40,7 @@ from stellarcli.catalog import BAD, FAILED, Flag
 from stellarcli.checkpoint import Model
 from stellarcli.devices import has_bfloat16, without_denormals
 from stellarcli.errors import OutputExistsError, UsageError, unknown
+from stellarcli.feeding import Feed
 from stellarcli.inputs import Task
 from stellarcli.labels import SUBTYPE
 from stellarcli.parallel import available_cores, ordered_map
@@ -160,11 +163,14 @@ class Predictor:
         self.names = {column.name for column in self.columns}
         self.device = torch.device(device)
         self.unlike = model.part("novelty")
+        self.familiar = model.part("familiar")
+        self.extra = tuple(model.config.get("extra", ()))
         safe = bool(model.limits.get("bfloat16_safe"))
         reduced = precision == "bfloat16" or (
             precision == "auto" and safe and has_bfloat16(self.device)
         )
         self.networks = self._load()
+        self.inputs = models.inputs(self.networks[0])
         if reduced:
             self._reduce()
 
@@ -192,16 +198,25 @@ class Predictor:
         Libraries have been met that are fast and wrong, for some shapes on some
         processors; two batches tell.
         """
-        shape = (CHUNK, self.model.pixels)
-        flux = np.random.default_rng(0).normal(1, 0.05, shape).astype(np.float32)
-        ivar = np.full(shape, 400, dtype=np.float32)
-        exact, variance, _ = self.predict(flux, ivar)
+        feed = self.made_up()
+        exact, variance, _ = self.predict(**feed)
         for network in self.networks:
             network.trunk.to(torch.bfloat16)
-        moved = np.abs(self.predict(flux, ivar)[0] - exact) / np.sqrt(variance)
+        moved = np.abs(self.predict(**feed)[0] - exact) / np.sqrt(variance)
         if not np.median(moved) < WRONG:
             log.warning("bfloat16 is computed wrongly here; float32 is used instead")
             self.networks = self._load()
+
+    def made_up(self) -> Feed:
+        """Return a batch of noise that the networks can be tried on."""
+        model = self.model
+        return feeding.made_up(
+            self.inputs, CHUNK, model.pixels, model.wavelength, len(self.extra)
+        )
+
+    def feed(self, chunk: Chunk) -> Feed:
+        """Return what the networks are fed of a chunk."""
+        return chunk.feed(self.inputs, self.extra)
 
     def __call__(self, chunk: Chunk) -> np.ndarray:
         """Predict the rows of a chunk.
@@ -216,7 +231,7 @@ class Predictor:
         structured ndarray, shape (spectrum,)
             Columns of `catalog.columns`.
         """
-        mean, variance, spread = self.predict(chunk.batch.flux, chunk.batch.ivar)
+        mean, variance, spread = self.predict(**self.feed(chunk))
         error = np.sqrt(variance) * error_factors(self.model, chunk.batch.ivar)
         flags = chunk.rows["flag"].astype(np.int32)
         failed = flags & FAILED != 0
@@ -239,13 +254,15 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(
-        self, flux: np.ndarray, ivar: np.ndarray
+        self, flux: np.ndarray, ivar: np.ndarray, **others: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Run all networks on at most `CHUNK` spectra, padded to exactly that many.
 
         Parameters
         ----------
         flux, ivar : ndarray of float32, shape (spectrum, pixel)
+        **others : ndarray
+            What else the networks are fed, by its name in `feeding.INPUTS`.
 
         Returns
         -------
@@ -253,11 +270,9 @@ class Predictor:
             In model units: of the mixture, and variance of the members' means.
         """
         count = len(flux)
-        padding = ((0, CHUNK - count), (0, 0))
-        tensors = [
-            torch.from_numpy(np.pad(array, padding)).to(self.device)
-            for array in (flux, ivar)
-        ]
+        full = feeding.padded({"flux": flux, "ivar": ivar, **others}, CHUNK)
+        tensors = feeding.tensors(full, self.device)
+        tensors = [tensors[name] for name in self.inputs]
         outputs = []
         with without_denormals(), torch.random.fork_rng(enabled=bool(self.dropout)):
             if self.dropout:
@@ -291,9 +306,15 @@ class Predictor:
             outside |= ~((value >= low) & (value <= high))
             large |= ~(error[:, i] < self.model.limits.get("large_error", np.inf))
         conditions = {Flag.OUT_OF_RANGE: outside, Flag.LARGE_ERROR: large}
+        if types := self.model.limits.get("types"):
+            conditions[Flag.OTHER_TYPE] = sptype.outside(chunk.rows["subclass"], *types)
         if self.unlike:
             scores = novelty.score(chunk.batch.flux, chunk.batch.ivar, self.unlike)
             conditions[Flag.UNLIKE_TRAINING] = ~(scores <= 1).all(axis=1)
+        if self.familiar:
+            feed = chunk.feed(("ivar", "wavelength"))
+            share = familiarity.share(feed, self.familiar)
+            conditions[Flag.UNLIKE_TRAINING] = share < familiarity.ENOUGH
         if len(self.networks) > 1:
             own = np.maximum(variance - spread, 1e-12)
             conditions[Flag.DISAGREEMENT] = (np.sqrt(spread / own) > DISAGREEMENT).any(
@@ -461,13 +482,17 @@ Result = tuple[np.ndarray, list, dict]
 def _work(task: Task, run: Run) -> Result:
     """Prepare and predict one task, in a worker."""
     predictor = _predictor_of(run)
-    chunk = _prepare(task, predictor.model.recipe, run)
+    chunk = _prepare(task, predictor.model.recipe, predictor.inputs, run)
     return _infer(predictor, chunk)
 
 
-def _prepare(task: Task, recipe: Recipe, run: Run) -> Chunk:
+def _prepare(task: Task, recipe: Recipe, inputs: tuple[str, ...], run: Run) -> Chunk:
     return preparation.run(
-        task, recipe, exposures=run.exposures, velocities=_source(run.rv)
+        task,
+        recipe,
+        exposures=run.exposures,
+        velocities=_source(run.rv),
+        inputs=inputs,
     )
 
 
@@ -485,7 +510,9 @@ def _results(tasks: Sequence[Task], run: Run) -> Iterator[Result]:
         return
     # workers read and prepare; this process feeds the device
     predictor = _predictor_of(run)
-    prepare = partial(_prepare, recipe=predictor.model.recipe, run=run)
+    prepare = partial(
+        _prepare, recipe=predictor.model.recipe, inputs=predictor.inputs, run=run
+    )
     for chunk in ordered_map(prepare, tasks, run.workers):
         yield _infer(predictor, chunk)
 

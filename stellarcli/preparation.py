@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stellarcli import catalog, surveys
+from stellarcli import catalog, feeding, surveys
 from stellarcli.catalog import Column, Flag, decode_name, encode_name
 from stellarcli.errors import SpectrumError, UsageError
+from stellarcli.feeding import Feed
 from stellarcli.inputs import Task
 from stellarcli.parallel import ordered_map
 from stellarcli.prepared import (
@@ -63,12 +64,48 @@ class Chunk:
         Row within the chunk, and what was wrong with it.
     seconds : dict of float
         Time per stage.
+    images : ndarray of float32, shape (spectrum, band, row, column), optional
+        Where the network sees any.
     """
 
     rows: np.ndarray
     batch: Batch
     reasons: list[tuple[int, str]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    images: np.ndarray | None = None
+
+    def feed(self, names: Sequence[str], extra: Sequence[str] = ()) -> Feed:
+        """Return what a network is fed.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Of `feeding.INPUTS`.
+        extra : sequence of str
+            Columns of the input ``extra``; NaN where there is no such column.
+        """
+        batch, count = self.batch, len(self.rows)
+        feed: Feed = {}
+        for name in names:
+            if name == "wavelength":
+                grid = np.asarray(batch.wavelength, dtype=np.float64)
+                feed[name] = np.tile(grid, (count, 1)) if grid.ndim == 1 else grid
+            elif name == "images":
+                none = feeding.empty(name, (count, *feeding.IMAGE_SHAPE))
+                feed[name] = none if self.images is None else self.images
+            elif name == "extra":
+                feed[name] = self._quantities(extra)
+            else:
+                feed[name] = getattr(batch, name)
+        return feed
+
+    def _quantities(self, names: Sequence[str]) -> np.ndarray:
+        found = feeding.empty("extra", (len(self.rows), len(names)))
+        own = {name.lower(): name for name in self.rows.dtype.names}
+        for number, name in enumerate(names):
+            if key := own.get(name.lower()):
+                found[:, number] = feeding.numbers(self.rows[key])
+        return found
 
     def pieces(self, size: int) -> Iterator[Chunk]:
         """Cut into chunks of at most `size` spectra (without reasons and times)."""
@@ -77,14 +114,20 @@ class Chunk:
             return
         for start in range(0, len(self.rows), size):
             part = slice(start, start + size)
-            yield Chunk(self.rows[part], self.batch.rows(part))
+            images = None if self.images is None else self.images[part]
+            yield Chunk(self.rows[part], self.batch.rows(part), images=images)
 
 
 HEADER = Source()
 
 
 def run(
-    task: Task, recipe: Recipe, *, exposures: bool = False, velocities: Source = HEADER
+    task: Task,
+    recipe: Recipe,
+    *,
+    exposures: bool = False,
+    velocities: Source = HEADER,
+    inputs: Sequence[str] = feeding.SPECTRUM,
 ) -> Chunk:
     """Prepare the spectra of a task.
 
@@ -97,6 +140,8 @@ def run(
         Read single exposures where files hold them; a file may give several rows.
     velocities : Source
         What to remove from raw files.
+    inputs : sequence of str
+        What the network is fed; images are read only if they are among it.
 
     Returns
     -------
@@ -115,7 +160,7 @@ def run(
                 f"'{task.table}' is prepared: its velocities are removed already. Give "
                 "the raw files, or leave --rv out."
             )
-        return _from_table(task, recipe)
+        return _from_table(task, recipe, inputs)
     begin = time.perf_counter()
     spectra, metas, reasons = _read(task.paths, exposures)
     middle = time.perf_counter()
@@ -374,8 +419,9 @@ def _read(
             metas.append(SpectrumMeta(file=path))
             continue
         for spectrum in found:
-            reasons += [(len(metas), remark) for remark in _remarks(spectrum)]
-            spectra.append(_without_signal(spectrum) if _blank(spectrum) else spectrum)
+            blank = not (spectrum.good & (spectrum.flux != 0)).any()
+            reasons += [(len(metas), remark) for remark in _remarks(spectrum, blank)]
+            spectra.append(_without_signal(spectrum) if blank else spectrum)
             metas.append(spectrum.meta)
     return spectra, metas, reasons
 
@@ -388,13 +434,13 @@ def _reason(error: Exception) -> str:
     return f"the reader failed ({type(error).__name__}: {error}); please report this"
 
 
-def _remarks(spectrum: Spectrum) -> list[str]:
+def _remarks(spectrum: Spectrum, blank: bool) -> list[str]:
     """Return what the log should say about a readable spectrum."""
     meta, remarks = spectrum.meta, []
-    if not spectrum.good.any():
-        remarks.append("no pixel has a finite flux with a positive inverse variance")
-    elif _blank(spectrum):
+    if blank and spectrum.good.any():
         remarks.append("flux is zero in every good pixel")
+    elif blank:
+        remarks.append("no pixel has a finite flux with a positive inverse variance")
     if meta.noise_measured:
         remarks.append("the file has no errors; the noise was measured in the flux")
     if meta.object_class not in ("", "STAR"):
@@ -429,10 +475,6 @@ def _losses(
             )
         lost.append((row, reason))
     return lost
-
-
-def _blank(spectrum: Spectrum) -> bool:
-    return not spectrum.flux[spectrum.good].any()
 
 
 def _without_signal(spectrum: Spectrum) -> Spectrum:
@@ -546,7 +588,7 @@ def _open(path: str, inode: int, time: int) -> PreparedTable:
     return PreparedTable(path)
 
 
-def _from_table(task: Task, recipe: Recipe) -> Chunk:
+def _from_table(task: Task, recipe: Recipe, inputs: Sequence[str]) -> Chunk:
     begin = time.perf_counter()
     status = os.stat(task.table)  # to notice when it is another file of that name
     table = _open(task.table, status.st_ino, status.st_mtime_ns)
@@ -568,4 +610,5 @@ def _from_table(task: Task, recipe: Recipe) -> Chunk:
         for row in np.flatnonzero(failed).tolist()
     ]
     seconds = {"read": time.perf_counter() - begin}
-    return Chunk(rows, table.batch(index), reasons, seconds)
+    images = table.feed(index, ["images"])["images"] if "images" in inputs else None
+    return Chunk(rows, table.batch(index), reasons, seconds, images)

@@ -3,12 +3,15 @@
 Primary header: recipe and provenance. ``SPECTRA``: one row per spectrum with its
 identifiers, `FLUX` and `IVAR` (float32 vectors), and any label columns. ``WAVELENGTH``:
 the common grid (recipes that keep the native sampling have a `WAVELENGTH` column
-instead, padded with NaN). Tables are mapped into memory, never read whole.
+instead, padded with NaN). ``IMAGES``, where there is photometry: (spectrum, band, row,
+column), float32, NaN for a star without. Tables are mapped into memory, never read
+whole.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stellarcli import catalog
+from stellarcli import catalog, feeding
 from stellarcli.errors import UsageError
+from stellarcli.feeding import Feed
 from stellarcli.preprocess import Batch, Recipe
 from stellarcli.provenance import Card
 from stellarcli.spectrum import PixelMask
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     import fitsio
 
 EXTENSION = "SPECTRA"
+IMAGES = "IMAGES"
 VECTORS = ("FLUX", "IVAR", "WAVELENGTH")
 SCAN_ROWS = 8192  # rows touched at a time while scanning a mapped table
 
@@ -90,6 +95,9 @@ class PreparedTable:
                 dtype = table.get_rec_dtype()[0].newbyteorder(">")
                 offset = table.get_offsets()["data_start"]
                 rows = table.get_nrows()
+                images = None
+                if IMAGES in names:
+                    images = hdus[IMAGES].get_offsets()["data_start"]
         except OSError as error:
             raise UsageError(
                 f"can't read prepared table '{path}': {_first_line(error)}"
@@ -110,6 +118,14 @@ class PreparedTable:
             self.path, dtype=dtype, mode="r", offset=offset, shape=(rows,)
         )
         self.names = [name for name in dtype.names if name not in VECTORS]
+        self._images = None
+        if images is not None:
+            shape = (rows, *feeding.IMAGE_SHAPE)
+            if os.path.getsize(self.path) < images + 4 * math.prod(shape):
+                raise UsageError(f"prepared table '{path}' is cut off; copy it again.")
+            self._images = np.memmap(
+                self.path, dtype=">f4", mode="r", offset=images, shape=shape
+            )
 
     def __len__(self) -> int:
         """Return the number of spectra."""
@@ -159,6 +175,59 @@ class PreparedTable:
         """Read flux and ivar of some rows, float32, each (spectrum, pixel)."""
         rows = self._rows[index]
         return rows["FLUX"].astype(np.float32), rows["IVAR"].astype(np.float32)
+
+    def feed(
+        self,
+        index: np.ndarray | slice,
+        names: Sequence[str],
+        extra: Sequence[str] = (),
+    ) -> Feed:
+        """Read what a network is fed of some rows.
+
+        Parameters
+        ----------
+        index : ndarray of int, or slice
+        names : sequence of str
+            Of `feeding.INPUTS`.
+        extra : sequence of str
+            Columns of the input ``extra``; NaN where the table has no such column.
+        """
+        rows = self._rows[index]
+        feed: Feed = {}
+        for name in names:
+            if name in ("flux", "ivar"):
+                feed[name] = rows[name.upper()].astype(np.float32)
+            elif name == "wavelength":
+                feed[name] = self._wavelengths(rows)
+            elif name == "images":
+                self.check_images()
+                feed[name] = self._images[index].astype(np.float32)
+            elif name == "extra":
+                feed[name] = self._quantities(rows, extra)
+        return feed
+
+    def _wavelengths(self, rows: np.ndarray) -> np.ndarray:
+        """Wavelengths of every row, float64, (spectrum, pixel)."""
+        if self.wavelength is None:
+            return rows["WAVELENGTH"].astype(np.float64)
+        return np.tile(self.wavelength.astype(np.float64), (len(rows), 1))
+
+    def _quantities(self, rows: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Columns side by side, float32, (spectrum, quantity)."""
+        found = feeding.empty("extra", (len(rows), len(names)))
+        own = {name.lower(): name for name in self.names}
+        for number, name in enumerate(names):
+            if key := own.get(name.lower()):
+                found[:, number] = feeding.numbers(_decoded(rows[key]))
+        return found
+
+    def check_images(self) -> None:
+        """Refuse a table without images where a network needs them."""
+        if self._images is None:
+            raise UsageError(
+                f"'{self.path}' has no {IMAGES} extension, and this network sees "
+                "images, too; prepare the spectra together with their images."
+            )
 
     def batch(self, index: np.ndarray | slice) -> Batch:
         """Read some rows as a `Batch`; pixels without ivar are masked."""

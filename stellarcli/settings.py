@@ -39,12 +39,14 @@ LIMITS = {
     "hide": (0, 1),
 }
 POSITIVE = ("epochs", "batch_size", "learning_rate", "members", "restart_epochs")
+POSITIVE += ("pool",)
+NESTED = ("network", "stream")  # settings such as network.width
 
 # What only gradient descent uses: refused for models computed in one go
 DESCENT = ("init", "freeze", "loss", "label_weights", "label_errors", "epochs")
 DESCENT += ("batch_size", "optimizer", "learning_rate", "weight_decay", "schedule")
 DESCENT += ("restart_epochs", "warmup", "clip", "average", "patience", "precision")
-DESCENT += ("noise", "velocity", "distortion", "hide")
+DESCENT += ("noise", "velocity", "distortion", "hide", "stream")
 
 # What a paper did, by architecture; `--preset paper`. Figures from SYSTEMS.md.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -78,6 +80,29 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "test": 0.2,
             "validation": 0.125,
         },
+        # of the first of three stages
+        "spectrafm": {
+            "network": {
+                "tokens": "pixels",
+                "width": 256,
+                "heads": [16, 8, 16, 8, 4],
+                "encoder": [2048, 1024],
+                "decoder": [2048, 1024, 512],
+                "hidden": [2048, 1024, 512, 256],
+                "context": 512,
+                "norm": "after",
+                "cut": 0.0,
+                "dropout": 0.05,
+            },
+            "loss": "nll",
+            "epochs": 325,
+            "batch_size": 64,
+            "learning_rate": 1e-4,
+            "optimizer": "adamw",
+            "schedule": "restarts",
+            "restart_epochs": 50,
+            "average": 0.0,
+        },
     },
 }
 
@@ -104,6 +129,9 @@ class TrainConfig:
     folds: int = 0  # k of a k-fold cross-validation; the test part is one fold
     fold: int = 0  # which one, from 0
     label_errors: bool = False  # use columns <label>_err in the loss
+    stream: dict[str, Any] = field(default_factory=dict)  # spectra simulated per epoch
+    emulator: str | None = None  # file that streams use instead of the shipped one
+    pool: int = 1000  # stars synthesised for the stream lamost-mrs
     # learning
     loss: str = "nll"  # key of LOSSES
     label_weights: tuple[float, ...] = ()  # per label, in the loss; 1 by default
@@ -237,13 +265,10 @@ class TrainConfig:
         for source in sources:
             for key, value in source.items():
                 head, _, tail = str(key).partition(".")
-                if head not in valid or (tail and head != "network"):
+                if head not in valid or (tail and head not in NESTED):
                     raise unknown("training setting", str(key), valid)
                 if tail:
-                    merged["network"] = {
-                        **merged.get("network", {}),
-                        tail: _number(value),
-                    }
+                    merged[head] = {**merged.get(head, {}), tail: _number(value)}
                 else:
                     merged[head] = _convert(str(valid[head].type), head, value)
         return cls(**merged)

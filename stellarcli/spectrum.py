@@ -132,14 +132,15 @@ class Spectrum:
                 part[0] > 0 and np.isfinite(part[-1]) and (np.diff(part) > 0).all()
             ):
                 raise SpectrumError("wavelengths are not finite, positive, increasing")
-        no_ivar = ~((ivar > 0) & np.isfinite(ivar))
+        no_ivar = ~((ivar > 0) & (ivar < np.inf))
         no_flux = ~np.isfinite(flux)
         filled = (flux == 0) & no_ivar
         mask |= no_ivar * np.uint8(PixelMask.NO_IVAR)
-        mask |= no_flux * np.uint8(PixelMask.NO_FLUX)
         mask |= filled * np.uint8(PixelMask.FILLED)
-        flux[no_flux] = 0
-        ivar[mask != 0] = 0
+        if no_flux.any():
+            mask |= no_flux * np.uint8(PixelMask.NO_FLUX)
+            flux[no_flux] = 0
+        np.copyto(ivar, 0, where=mask != 0)
         for array in (wavelength, flux, ivar, mask):
             array.flags.writeable = False
         object.__setattr__(self, "wavelength", wavelength)

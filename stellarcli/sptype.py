@@ -72,6 +72,28 @@ def numbers(texts: np.ndarray) -> np.ndarray:
     return values[inverse].reshape(texts.shape)
 
 
+def outside(texts: np.ndarray, first: float, last: float) -> np.ndarray:
+    """Say which spectral types are certainly not between two numbers.
+
+    Parameters
+    ----------
+    texts : array_like of str or bytes
+    first, last : float
+
+    Returns
+    -------
+    ndarray of bool, same shape
+        True for objects of other kinds too (``WD``, ``Carbon``, ``CV``); False where
+        nothing is said (``Non``, empty), or of a class alone (``Am``).
+    """
+    texts = _as_text(texts)
+    values = numbers(texts)
+    silent = np.isin(np.char.lower(texts), ("", "non", "nan"))
+    classed = np.isin(texts.astype("U1"), list(CLASSES))
+    kind = np.isnan(values) & ~silent & ~classed
+    return kind | (values < first) | (values > last)
+
+
 def names(values: np.ndarray) -> np.ndarray:
     """Numbers as the nearest spectral types, such as ``"G8"``.
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,28 +86,66 @@ def _word(value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]", "_", text)
 
 
+class Outcome(NamedTuple):
+    """A finished run, its model and the model's file."""
+
+    run: Run
+    model: checkpoint.Model
+    path: Path
+
+
 def run(
     runs: list[Run],
     tables: list[str],
     output: Path,
     *,
-    catalogue: Table | None,
-    resume: bool,
-    report: Callable[[Run, Progress], None],
-    provenance: dict[str, Any],
     world: World,
+    report: Callable[[Run, Progress], None],
+    **common: Any,
 ) -> Table | None:
     """Train all runs; the best one becomes `output`, a table lists the outcomes.
 
-    Each run has its own model file, ``<output stem>.<tag>.safetensors``. With `resume`,
-    finished ones are kept. The best run has the smallest validation error.
+    The best run has the smallest validation error.
+
+    Parameters
+    ----------
+    runs, tables, output, report, **common
+        As for `train_all`.
+    world : World
 
     Returns
     -------
     Table or None
-        One row per run: what was varied, then MAE, RMSE, bias per label on the
-        validation and, where there is one, the test part. None in all but the first of
-        several processes.
+        Of `write_outcomes`. None in all but the first of several processes.
+    """
+    outcomes = train_all(runs, tables, output, report=report, **common)
+    if not world.first:
+        return None
+    best = min(outcomes, key=lambda outcome: _merit(outcome.model))
+    for ending in (".safetensors", *BESIDE):
+        shutil.copyfile(best.path.with_suffix(ending), output.with_suffix(ending))
+    return write_outcomes(outcomes, output)
+
+
+def train_all(
+    runs: list[Run],
+    tables: list[str],
+    output: Path,
+    *,
+    report: Callable[[Run, Progress], None],
+    **common: Any,
+) -> list[Outcome]:
+    """Train all runs, each to a file of its own: ``<output stem>.<tag>.safetensors``.
+
+    Parameters
+    ----------
+    runs : list of Run
+    tables : list of str
+    output : Path
+    report : callable
+        Told of a run's every epoch.
+    **common
+        Further arguments of `training.train`. With ``resume``, finished runs are kept.
     """
     outcomes = []
     for item in runs:
@@ -116,17 +154,22 @@ def run(
             tables,
             path,
             item.config,
-            catalogue=catalogue,
-            resume=resume,
             report=lambda progress, item=item: report(item, progress),
-            provenance=provenance,
+            **common,
         )
-        outcomes.append((item, model, path))
-    if not world.first:
-        return None
-    best = min(outcomes, key=lambda outcome: _merit(outcome[1]))
-    for ending in (".safetensors", *BESIDE):
-        shutil.copyfile(best[2].with_suffix(ending), output.with_suffix(ending))
+        outcomes.append(Outcome(item, model, path))
+    return outcomes
+
+
+def write_outcomes(outcomes: list[Outcome], output: Path) -> Table:
+    """Write ``<output stem>.runs.csv``, a row per run.
+
+    Returns
+    -------
+    Table
+        What was varied, then MAE, RMSE, bias per label on the validation and, where
+        there is one, the test part.
+    """
     table = _table(outcomes)
     name = str(output.with_suffix(".runs.csv"))
     catalog.write(name, table, overwrite=True)
@@ -149,7 +192,7 @@ def _merit(model: checkpoint.Model) -> float:
     return float(np.mean(known)) if known else math.inf
 
 
-def _table(outcomes: list[tuple]) -> np.ndarray:
+def _table(outcomes: list[Outcome]) -> np.ndarray:
     rows = [dict(_columns(item, model, path)) for item, model, path in outcomes]
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {n: np.array([row.get(n, np.nan) for row in rows]) for n in names}

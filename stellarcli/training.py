@@ -26,6 +26,7 @@ from stellarcli import (
     checkpoint,
     curves,
     dataset,
+    feeding,
     labels,
     models,
     processes,
@@ -44,7 +45,7 @@ from stellarcli.settings import TrainConfig
 
 log = logging.getLogger(__name__)
 
-SETTLED = 2000  # spectra for the parts of networks that are solved for
+SETTLED = 2000  # spectra for the parts of networks that aren't trained
 BESIDE = (".split.fits", ".png")  # what is written beside a model
 
 
@@ -57,6 +58,7 @@ def train(
     resume: bool = False,
     report: Callable[[Progress], None] = lambda _: None,
     provenance: dict[str, Any] | None = None,
+    unseen: calibration.Judged | None = None,
 ) -> checkpoint.Model:
     """Train a model from prepared tables and write its file.
 
@@ -74,6 +76,8 @@ def train(
         Called after every epoch.
     provenance : dict, optional
         Goes into the file.
+    unseen : Judged, optional
+        As for `calibration.finish`.
 
     Returns
     -------
@@ -89,7 +93,7 @@ def train(
     """
     start = checkpoint.load(config.init) if config.init else None
     config = resolve(config, start)
-    data = dataset.load(tables, config, catalogue)
+    data = dataset.load(tables, config, catalogue, models.inputs(config.model))
     model = new_model(output.stem, data, config, start)
     model.training["digest"] = _digest(config, tables, data)
     digest = model.training["digest"]
@@ -108,7 +112,7 @@ def train(
             half = config.half and all(map(_round, networks))
             _settle(networks, model, data)
             model.state = _tensors(networks, half)
-            calibration.finish(model, networks, data)
+            calibration.finish(model, networks, data, unseen, start)
             checkpoint.save(model, output)
             data.write_split(output.with_suffix(".split.fits"))
             curves.draw(model, _by_part(model, data), output.with_suffix(".png"))
@@ -133,7 +137,7 @@ def resolve(config: TrainConfig, start: checkpoint.Model | None) -> TrainConfig:
                 f"'{config.init}' is a {start.architecture}, not a {config.model}: "
                 "leave --model out, or --init."
             )
-        inherited = start.config
+        inherited = models.former(start.architecture) | start.config
     defaults = models.options(name)
     for key in config.network:
         if key not in defaults:
@@ -171,6 +175,8 @@ def _members(
     for member in range(config.members):
         torch.manual_seed(config.random_seed("weights", member))
         network = initial_network(model, start, member)
+        if hasattr(network, "acquaint") and not _made(model, start):
+            network.acquaint(data.feed(calibration.some(data.index("train"), SETTLED)))
         if member in state.finished:
             network.load_state_dict(state.finished[member][0])
         elif models.in_one_go(config.model):
@@ -194,11 +200,12 @@ def _settle(networks: list[nn.Module], model: checkpoint.Model, data: Dataset) -
     if not all(hasattr(network, "settle") for network in networks):
         return
     index = calibration.some(data.index("train"), SETTLED)
-    flux, ivar = map(torch.from_numpy, data.spectra(index))
+    feed = data.feed(index)
     truth = encode(model.labels, data.rows(index))[0]
     for network in networks:
         device = next(network.parameters()).device
-        network.settle(flux.to(device), ivar.to(device), truth.to(device))
+        inputs = feeding.tensors(feed, device).values()
+        network.settle(*inputs, truth.to(device))
 
 
 def _facts(
@@ -207,7 +214,7 @@ def _facts(
     """Return what the model file says about its training."""
     return {
         "config": config.to_json(),
-        "tables": [Path(table).name for table in tables],
+        "tables": [Path(table.path).name for table in data.tables],
         "spectra": {part: int(data.index(part).size) for part in dataset.PARTS},
         "notes": data.notes,
         "velocities": sorted({table.velocities for table in data.tables}),
@@ -275,7 +282,7 @@ def new_model(
         name=name,
         architecture=config.model,
         config=config.network,
-        pixels=table.pixels,
+        pixels=data.pixels,
         labels=fitted,
         recipe=table.recipe,
         wavelength=table.wavelength,
@@ -285,17 +292,20 @@ def new_model(
 def _inherit(
     fitted: list[Label], start: checkpoint.Model, config: TrainConfig
 ) -> list[Label]:
-    """Keep the model units of the model to start from, with the new trained range."""
+    """Keep the model units of the model to start from, with the new trained range.
+
+    A network that answers requests may be asked for other labels; new ones have units
+    of their own.
+    """
     names = [label.name for label in start.labels]
-    if names != [label.name for label in fitted]:
+    free = hasattr(models.network_class(config.model), "relabelled")
+    if names != [label.name for label in fitted] and not free:
         raise UsageError(
             f"'{config.init}' predicts {', '.join(names)}, the target is "
             f"{', '.join(config.target)}. Give --target {','.join(names)}."
         )
-    return [
-        replace(old, trained=new.trained)
-        for old, new in zip(start.labels, fitted, strict=True)
-    ]
+    known = {label.name: label for label in start.labels}
+    return [replace(known.get(new.name, new), trained=new.trained) for new in fitted]
 
 
 def initial_network(
@@ -325,6 +335,9 @@ def initial_network(
     if start is not None:
         networks = start.networks()
         weights = networks[member % len(networks)].state_dict()
+        if hasattr(network, "relabelled"):
+            names = ([label.name for label in m.labels] for m in (start, model))
+            weights = network.relabelled(weights, *names)
         try:
             # what extends the architecture of the model to start from begins afresh
             network.load_state_dict(
@@ -336,22 +349,33 @@ def initial_network(
                 "don't fit the model to start from: "
                 f"{' '.join(str(error).split())}"
             ) from None
-    made = start is not None and start.architecture == model.architecture
-    if hasattr(network, "prepare") and not made:
+    if hasattr(network, "prepare") and not _made(model, start):
         network.prepare(model.wavelength, model.labels)
     return network
+
+
+def _made(model: checkpoint.Model, start: checkpoint.Model | None) -> bool:
+    """Say whether a network begins with all that it needs to know of its data."""
+    return start is not None and start.architecture == model.architecture
 
 
 def _halved(network: nn.Module) -> dict[str, torch.Tensor]:
     """Tensors that may be stored as float16.
 
     Not the variances of batch normalisations, by which weights are divided, and their
-    means.
+    means; nor the modules that call themselves exact.
     """
+    exact = tuple(
+        f"{name}."
+        for name, module in network.named_modules()
+        if getattr(module, "exact", False)
+    )
     return {
         key: value
         for key, value in network.state_dict().items()
-        if value.dtype == torch.float32 and ".running_" not in f".{key}"
+        if value.dtype == torch.float32
+        and ".running_" not in f".{key}"
+        and not key.startswith(exact)
     }
 
 

@@ -14,10 +14,11 @@ PACKAGE = Path(__file__).parent.parent / "stellarcli"
 ORDER = """
 errors provenance
 spectrum labels sptype devices processes resuming published selection
-catalog metrics novelty parallel losses augmentation
+catalog metrics novelty parallel losses augmentation feeding
+familiarity
 preprocess settings parts
 surveys
-prepared velocity
+prepared velocity streams
 inputs
 preparation
 dataset
@@ -27,7 +28,7 @@ calibration figures archives
 curves fitting
 training prediction simulation architectures
 sweep planning cluster explanation
-comparison
+comparison crossfit
 cli
 __main__
 """

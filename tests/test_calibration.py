@@ -34,7 +34,14 @@ def judged(slope, rows=ROWS):
     error = np.full((rows, 2), 0.1)
     off = error * 1.5 * (snr[:, None] / 50) ** slope * rng.standard_normal((rows, 2))
     truth = [label.decode((mean + off)[:, i]) for i, label in enumerate(model.labels)]
-    return model, mean, error, np.stack(truth, axis=1), ivar
+    decoded = [
+        (label.decode(mean[:, i]), label.decode_error(mean[:, i], error[:, i]))
+        for i, label in enumerate(model.labels)
+    ]
+    value, error = (np.stack(columns, axis=1) for columns in zip(*decoded, strict=True))
+    snr = calibration.signal_to_noise(ivar)
+    truth = np.stack(truth, axis=1)
+    return model, calibration.Judged(value, error, truth, snr), ivar
 
 
 def test_signal_to_noise_is_that_of_the_good_pixels():
@@ -45,27 +52,25 @@ def test_signal_to_noise_is_that_of_the_good_pixels():
 
 
 def test_errors_are_right_at_every_signal_to_noise():
-    model, mean, error, truth, ivar = judged(slope=-0.4)
-    calibration._calibrate_errors(model, mean, error, truth, ivar)
+    model, found, ivar = judged(slope=-0.4)
+    calibration.calibrate(model, found)
     np.testing.assert_allclose(model.error_scale, 1.5, rtol=0.05)
     np.testing.assert_allclose(model.error_slope, -0.4, atol=0.05)
     factors = calibration.error_factors(model, ivar)
-    snr = calibration.signal_to_noise(ivar)
+    off = np.abs(found.value - found.truth)
     for low, high in ((10, 25), (25, 50), (50, 100), (100, 300)):
-        rows = (snr > low) & (snr < high)
-        for i, label in enumerate(model.labels):
-            off = np.abs(mean[:, i] - label.encode(truth[:, i]))[rows]
-            assert 0.65 < (off < (error * factors)[rows, i]).mean() < 0.72
+        rows = (found.snr > low) & (found.snr < high)
+        within = (off < found.error * factors)[rows].mean(axis=0)
+        assert ((within > 0.65) & (within < 0.72)).all()
 
 
 def test_few_rows_give_one_factor():
-    model, mean, error, truth, ivar = judged(slope=-0.4, rows=60)
-    calibration._calibrate_errors(model, mean, error, truth, ivar)
+    model, found, ivar = judged(slope=-0.4, rows=60)
+    calibration.calibrate(model, found)
     assert model.error_slope == [0.0, 0.0]
     factors = calibration.error_factors(model, ivar)
-    for i, label in enumerate(model.labels):
-        off = np.abs(mean[:, i] - label.encode(truth[:, i]))
-        assert abs((off < error[:, i] * factors[:, i]).mean() - 0.68) < 0.03
+    within = np.abs(found.value - found.truth) < found.error * factors
+    assert (np.abs(within.mean(axis=0) - 0.68) < 0.03).all()
 
 
 def test_beyond_the_judged_range_the_factor_stays():

@@ -744,3 +744,39 @@ def test_requests_name_the_columns_that_they_need():
     assert set(request.wishes("star").extra) == {"snr", "clean", "plan", "star"}
     with pytest.raises(UsageError):
         accuracy.parse_bins("snr=")
+
+
+def test_maps_show_where_the_errors_are(stellar, here):
+    from types import SimpleNamespace
+
+    from matplotlib.figure import Figure
+
+    from stellarcli.comparison import maps
+    from stellarcli.comparison.pairs import Values
+
+    rng = np.random.default_rng(9)
+    teff, logg = rng.uniform(4000, 8000, 4000), rng.uniform(1, 5, 4000)
+    off = np.where((teff > 6000) & (logg < 3), -200.0, 40.0)
+    values = {
+        "teff": Values("teff", "K", teff + off, teff, None),
+        "logg": Values("logg", "dex", logg, logg, None),
+    }
+    model = SimpleNamespace(values=values)
+    for kind, worst in (("mae", 200), ("bias", -200)):
+        axes = Figure().subplots()
+        maps.draw(axes, model, "teff", kind, "Error")
+        (mesh,) = axes.collections
+        found = np.unique(np.round(mesh.get_array().compressed()))
+        assert {found.min(), found.max()} == {min(worst, 40), max(worst, 40)}
+        cells = mesh.get_coordinates()[:-1, :-1][np.round(mesh.get_array()) == worst]
+        assert cells[:, 0].min() > 5500
+        assert cells[:, 1].max() < 3
+
+    truth = write("t.fits", obsid=np.arange(1, 4001), teff=teff, logg=logg)
+    mine = write("m.fits", objid=np.arange(1, 4001).astype(str), teff=teff, logg=logg)
+    drawn = ("--figure", "f.png", "--panels", "map,bias")
+    assert stellar("compare", mine, truth, *drawn).status == 0
+    lonely = (*drawn, "--overwrite", "--target", "teff")
+    assert "nothing to draw for the panels map, bias" in refused(
+        stellar, mine, truth, *lonely
+    )

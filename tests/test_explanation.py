@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_models import SMALL, build, settled
 from torch import nn
 
-from stellarcli import catalog, checkpoint, figures, labels, models
+from stellarcli import catalog, checkpoint, feeding, figures, labels, models
 from stellarcli.errors import NoUsableSpectraError, UsageError
 from stellarcli.explanation import (
     METHODS,
@@ -37,6 +37,7 @@ from stellarcli.explanation.request import Request
 from stellarcli.explanation.windows import Windows
 from stellarcli.models.scanet import SCANet
 from stellarcli.prediction import Predictor
+from stellarcli.preparation import Chunk
 from stellarcli.preprocess import RECIPES, Batch, Recipe, fold
 from stellarcli.preprocess.wavelength import air_to_vacuum
 from stellarcli.spectrum import PixelMask
@@ -394,15 +395,22 @@ def test_every_method_explains_every_network_or_says_why_not(name, method):
         with pytest.raises(UsageError, match="they work for"):
             kind(predictor, request)
         return
+    if method == "attention" and not hasattr(predictor.networks[0], "attention"):
+        with pytest.raises(UsageError, match="it is there in spectrafm"):
+            kind(predictor, request)
+        return
     explainer = kind(predictor, request)
     batch = batch_of(flux, recipe)
-    x = torch.from_numpy(batch.flux).requires_grad_()
-    smooth = predictor.networks[0](x, torch.from_numpy(batch.ivar))[0].requires_grad
+    feed = Chunk(np.zeros(2, dtype=[("n", "i4")]), batch).feed(models.inputs(name))
+    inputs = feeding.tensors(feed)
+    inputs["flux"].requires_grad_()
+    smooth = predictor.networks[0](*inputs.values())[0].requires_grad
+    others = {key: feed[key] for key in feed if key not in feeding.SPECTRUM}
     if method == "gradient" and not smooth:
         with pytest.raises(UsageError, match="has no gradients"):
-            explainer(batch)
+            explainer(batch, others)
         return
-    values = explainer(batch)
+    values = explainer(batch, others)
     assert values.shape == (2, len(explainer.wavelength), 3)
     assert np.isfinite(values).all()
     # steps may be wider than what a window moves
@@ -773,7 +781,7 @@ def test_the_result_does_not_depend_on_workers_or_on_where_it_goes(
     assert one.rows["teff"].any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "attention"])
 def test_methods_of_the_command(stellar, stars, model, method):
     done = explain(
         *(stellar, model, stars, "--method", method, "--target", "feh"),
@@ -881,7 +889,7 @@ def test_outputs_are_not_replaced_by_accident(stellar, stars, model):
 def test_recipes_without_a_grid_are_refused(stellar, stars, model, monkeypatch):
     loaded = replace(checkpoint.load(model), recipe=RECIPES["spectrafm"])
     monkeypatch.setattr(checkpoint, "load", lambda name: loaded)
-    with pytest.raises(UsageError, match="needs a common grid"):
+    with pytest.raises(UsageError, match="--method attention"):
         importance.Explainer(Request(model=model))
 
 

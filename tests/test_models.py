@@ -25,9 +25,14 @@ SMALL = {
     ),
     "starnet": (256, {"hidden": (16, 8)}),
     "scanet": (1024, {"width": 0.125, "blocks": (1, 2, 2, 1)}),
+    "spectrafm": (256, {"width": 16, "heads": 2, "rank": 4, "encoder": (16,)}),
+    "perceptron": (256, {"hidden": (16, 8)}),
     "mkresnet": (512, {"width": 0.125}),
     "adaboost": (256, {"trees": 4}),
     "kmeans": (256, {"clusters": 4}),
+    "ridge": (256, {"components": 2}),
+    "neighbours": (256, {"components": 2, "neighbours": 2}),
+    "gp": (256, {"components": 2}),
 }
 TARGETS = {"teff": [4000.0, 6000.0], "logg": [1.0, 4.5], "feh": [-2.0, 0.5]}
 ROWS = 4
@@ -40,14 +45,18 @@ def build(name, **options):
 
 
 def spectra(name, rows=ROWS):
-    """Flux and inverse variance of made-up spectra that differ in their lines."""
+    """Made-up spectra that differ in their lines, as the network wants them."""
     rng = np.random.default_rng(0)
     pixels = SMALL.get(name, (256, {}))[0]
     centres = rng.uniform(0, pixels, (rows, 8, 1))
     lines = np.exp(-(((np.arange(pixels) - centres) / 5) ** 2)).sum(1)
     flux = 1 - rng.uniform(0.1, 0.5, (rows, 1)) * lines
     ivar = np.full_like(flux, 2500.0)
-    return torch.from_numpy(flux).float(), torch.from_numpy(ivar).float()
+    wavelength = np.tile(5000 * np.exp(2.3e-4 * np.arange(pixels)), (rows, 1))
+    fed = {"wavelength": torch.from_numpy(wavelength), "extra": torch.zeros(rows, 0)}
+    fed |= {"flux": torch.from_numpy(flux).float()}
+    fed |= {"ivar": torch.from_numpy(ivar).float()}
+    return tuple(fed[wanted] for wanted in models.inputs(name))
 
 
 def settled(network, name):
@@ -83,8 +92,7 @@ def test_outputs_have_a_row_per_spectrum_and_are_finite(name):
 
 def untouched(network, name):
     """Parameters that no gradient reaches."""
-    flux, ivar = spectra(name)
-    mean, log_variance = network.train()(flux, ivar)
+    mean, log_variance = network.train()(*spectra(name))
     truth = torch.randn_like(mean)
     loss = log_variance + (mean - truth) ** 2 * torch.exp(-log_variance)
     loss.mean().backward()
@@ -109,10 +117,10 @@ def test_gradients_reach_all_parameters(name):
 
 def test_a_spectrum_does_not_depend_on_its_neighbours(name):
     network = settled(build(name), name)
-    flux, ivar = spectra(name)
-    together = torch.cat(network(flux, ivar), dim=1)
+    inputs = spectra(name)
+    together = torch.cat(network(*inputs), dim=1)
     for i in range(ROWS):
-        alone = torch.cat(network(flux[i : i + 1], ivar[i : i + 1]), dim=1)
+        alone = torch.cat(network(*(x[i : i + 1] for x in inputs)), dim=1)
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
 
@@ -132,7 +140,7 @@ def test_a_model_file_gives_the_same_outputs(name, tmp_path):
     model = checkpoint.Model(
         name="small",
         architecture=name,
-        config=options,
+        config=models.options(name) | options,
         pixels=pixels,
         labels=[labels.get(k).fitted(np.array(v)) for k, v in TARGETS.items()],
         recipe=recipe,

@@ -64,14 +64,14 @@ def decoded(values):
 
 @pytest.fixture(scope="module")
 def fit():
-    made = TemplateFit(RECIPE.wavelength.size, (4200.0, 5700.0), 40)
+    made = TemplateFit(RECIPE.wavelength.size, (4200.0, 5700.0), 40, 2.5)
     made.prepare(RECIPE.wavelength, LABELS)
     return made
 
 
 def test_it_finds_the_labels_of_templates(fit):
     start = STARS * [FAR[0], 1, 1] + [0, *FAR[1:]]
-    found, broadening = fit(*normalised(STARS, 1000.0), encoded(start))
+    found, broadening = fit(*normalised(STARS, 1000.0), encoded(start))[:2]
     off = np.abs(decoded(found) - STARS) / [STARS[0, 0], 1, 1]
     assert (off < [0.01, 0.05, 0.03]).all(), off
     assert broadening.abs().max() < 0.1
@@ -80,28 +80,28 @@ def test_it_finds_the_labels_of_templates(fit):
 def test_it_finds_broader_lines(fit):
     sharp = normalised(STARS, 1000.0)
     wide = torch.from_numpy(gaussian_filter1d(sharp[0].numpy(), 1.5, axis=1))
-    found, broadening = fit(wide, sharp[1], encoded(STARS))
+    found, broadening = fit(wide, sharp[1], encoded(STARS))[:2]
     np.testing.assert_allclose(broadening, 1.5**2 / 2, rtol=0.2)
     assert np.abs(decoded(found) - STARS)[:, 1].max() < 0.1
 
 
 def test_a_continuum_error_changes_little(fit):
-    plain, _ = fit(*normalised(STARS, 1000.0), encoded(STARS))
-    bent, _ = fit(*normalised(STARS, 1000.0, tilt=0.05), encoded(STARS))
+    plain = fit(*normalised(STARS, 1000.0), encoded(STARS)).labels
+    bent = fit(*normalised(STARS, 1000.0, tilt=0.05), encoded(STARS)).labels
     assert np.abs(decoded(bent) - decoded(plain))[:, 1].max() < 0.02
 
 
 def test_outliers_are_left_out(fit):
     flux, ivar = normalised(STARS, 100.0)
-    clean, _ = fit(flux, ivar, encoded(STARS))
+    clean = fit(flux, ivar, encoded(STARS)).labels
     flux[:, 700:1600:90] += 0.5  # cosmic rays
-    hit, _ = fit(flux, ivar, encoded(STARS))
+    hit = fit(flux, ivar, encoded(STARS)).labels
     assert np.abs(decoded(hit) - decoded(clean))[:, 1].max() < 0.05
 
 
 def test_noise_moves_fits_of_the_same_pixels_alike(fit):
     """What makes LASP's noise reproducible: another continuum, the same residuals."""
-    other = TemplateFit(RECIPE.wavelength.size, (4200.0, 5700.0), 25)
+    other = TemplateFit(RECIPE.wavelength.size, (4200.0, 5700.0), 25, 2.5)
     other.prepare(RECIPE.wavelength, LABELS)
     stars = np.repeat(STARS[:1], 100, axis=0)
     spectra = normalised(stars, 25.0)
@@ -112,12 +112,13 @@ def test_noise_moves_fits_of_the_same_pixels_alike(fit):
 
 def test_without_a_good_pixel_it_stays_where_it_starts(fit):
     flux = torch.ones(2, RECIPE.wavelength.size)
-    found, _ = fit(flux, torch.zeros_like(flux), encoded(STARS[:2]))
+    found = fit(flux, torch.zeros_like(flux), encoded(STARS[:2])).labels
     np.testing.assert_allclose(decoded(found), STARS[:2], rtol=1e-3, atol=1e-3)
 
 
 def network_of(**options):
-    small = {"widths": (8, 16), "blocks": (1, 1), "hidden": 16, **options}
+    small = {"widths": (8, 16), "blocks": (1, 1), "hidden": 16, "components": 8}
+    small |= options
     torch.manual_seed(0)
     network = models.build(
         "resnetfit", pixels=RECIPE.wavelength.size, labels=3, **small
@@ -167,7 +168,7 @@ def test_files_keep_templates_and_correction(tmp_path):
     model = checkpoint.Model(
         name="fit",
         architecture="resnetfit",
-        config=options,
+        config=models.options("resnetfit") | options,
         pixels=RECIPE.wavelength.size,
         labels=LABELS,
         recipe=RECIPE,
@@ -181,7 +182,7 @@ def test_files_keep_templates_and_correction(tmp_path):
 
 
 def test_it_refuses_what_it_has_no_templates_for():
-    made = TemplateFit(RECIPE.wavelength.size, (4200.0, 5700.0), 40)
+    made = TemplateFit(RECIPE.wavelength.size, (4200.0, 5700.0), 40, 2.5)
     with pytest.raises(UsageError, match="template fits give teff, logg, feh"):
         made.prepare(RECIPE.wavelength, LABELS[:2])
     with pytest.raises(UsageError, match="only 0 pixels of the recipe"):

@@ -8,7 +8,7 @@ from stellarcli.provenance import Card
 
 
 class Flag(IntFlag):
-    """What is to be known about a row. Bits 14 to 23 are spare, 24 to 30 the user's."""
+    """What is to be known about a row. Bits 15 to 23 are spare, 24 to 30 the user's."""
 
     UNREADABLE = 1 << 0
     NO_COVERAGE = 1 << 1
@@ -24,6 +24,7 @@ class Flag(IntFlag):
     DUPLICATE = 1 << 11
     NOISE_MEASURED = 1 << 12
     ARMS_DIFFER = 1 << 13
+    OTHER_TYPE = 1 << 14
 
 
 FLAG_MEANING = {
@@ -41,6 +42,7 @@ FLAG_MEANING = {
     Flag.DUPLICATE: "the same file was given more than once",
     Flag.NOISE_MEASURED: "no errors in the file, noise measured in the flux",
     Flag.ARMS_DIFFER: "the measured velocities of two arms differ",
+    Flag.OTHER_TYPE: "the header's spectral type is not one of the training set's",
 }
 
 FAILED = Flag.UNREADABLE | Flag.NO_COVERAGE  # rows without values
@@ -59,6 +61,7 @@ BAD = (
     | Flag.LARGE_ERROR
     | Flag.DISAGREEMENT
     | Flag.ARMS_DIFFER
+    | Flag.OTHER_TYPE
 )
 
 

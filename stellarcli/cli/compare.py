@@ -128,8 +128,9 @@ def compare(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Of the figure: density, residuals, bins, calibration, errors; two "
-            "at most fit one column of a journal, more take the page's width.",
+            help="Of the figure: density, residuals, bins, calibration, errors, map, "
+            "bias (the last two over Teff and log g); two at most fit one column of a "
+            "journal, more take the page's width.",
         ),
     ] = None,
     overwrite: options.Overwrite = False,

@@ -36,7 +36,8 @@ def explain(
             help="occlusion: how labels change when a window is replaced by the "
             "continuum. gradient: what each pixel adds to a label (integrated "
             "gradients). cam: activation maps of a convolutional stage, weighted by "
-            "gradients where they are; gradcam: by their mean.",
+            "gradients where they are; gradcam: by their mean. attention: where "
+            "spectrafm looks for each label.",
         ),
     ] = "occlusion",
     target: Annotated[
@@ -217,13 +218,16 @@ def _windows(
     """Windows as asked for; other methods than occlusion are shown in full."""
     import math
 
-    from stellarcli import checkpoint
+    from stellarcli import checkpoint, familiarity
     from stellarcli.explanation.windows import Windows
 
     low, high = Windows.start, Windows.stop
-    seen = checkpoint.load(model).wavelength
+    loaded = checkpoint.load(model)
+    seen = loaded.wavelength
     if method != "occlusion" and seen is not None:
         low, high = math.floor(seen[0]), math.ceil(seen[-1])
+    elif seen is None and (familiar := loaded.part("familiar")):
+        low, high = familiarity.reach(familiar)
     return Windows(
         low if start is None else start, high if stop is None else stop, width, step
     )
@@ -261,7 +265,7 @@ def _print_top(found: Importance, count: int, json: bool, output: str) -> None:
 def _block(found: Importance, name: str, windows: list[Window]) -> Block:
     from stellarcli.comparison.tables import Block, heading
 
-    unit = next(label.unit for label in found.labels if label.name == name)
+    unit = next(found.unit(label) for label in found.labels if label.name == name)
     rows = tuple(
         (
             ", ".join(window.lines) or "–",
@@ -273,4 +277,5 @@ def _block(found: Importance, name: str, windows: list[Window]) -> Block:
         for window in windows
     )
     head = ("lines", "Å (vacuum)", "importance", "±", "with sign")
-    return Block(f"{heading(name, unit)}: mean absolute {found.about}", head, rows)
+    title = heading(name, unit) if found.in_units else name
+    return Block(f"{title}: mean absolute {found.about}", head, rows)

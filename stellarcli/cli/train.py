@@ -26,14 +26,6 @@ if TYPE_CHECKING:
 
 
 def train(
-    tables: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="TABLE...",
-            help="Prepared tables; raw files, directories and lists too, which are "
-            "prepared first with --recipe.",
-        ),
-    ],
     output: Annotated[
         str,
         typer.Option(
@@ -43,6 +35,16 @@ def train(
             help="Model file, *.safetensors; !MODEL replaces an existing one.",
         ),
     ],
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TABLE]...",
+            help="Prepared tables; raw files, directories and lists too, which are "
+            "prepared first with --recipe. None where --set stream.… simulates "
+            "spectra while training.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -50,8 +52,8 @@ def train(
             "-m",
             metavar="NAME",
             help="Architecture: resnet1d, resnetfit, scanet, mkresnet, rdn, resnet, "
-            "densenet, starnet; or kernel, adaboost, kmeans, which are computed in one "
-            "go.",
+            "densenet, starnet, spectrafm, perceptron; or ridge, neighbours, gp, "
+            "kernel, adaboost, kmeans, which are computed in one go.",
         ),
     ] = None,
     config: Annotated[
@@ -110,6 +112,14 @@ def train(
         int | None,
         typer.Option(metavar="K", help="K-fold cross-validation: K models."),
     ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="After the folds, train on all rows; errors are calibrated on what "
+            "the folds had not seen, which .folds.fits holds.",
+        ),
+    ] = False,
     init: Annotated[
         str | None,
         typer.Option(metavar="NAME|FILE", help="Model to start from (fine-tuning)."),
@@ -177,11 +187,16 @@ def train(
 
       stellar train mine.fits -o tuned.safetensors --init default --epochs 10
 
+      stellar train prepared.fits -o mine.safetensors --folds 10 --refit
+
       stellar train folded.fits -o sca.safetensors -m scanet --preset paper --seeds 5
+
+      stellar train -o fm.safetensors -m spectrafm --set stream.lamost-lrs=5000
     """
     start_log(log, verbose, lines=True)
     from stellarcli import (
         catalog,
+        crossfit,
         planning,
         processes,
         provenance,
@@ -207,6 +222,8 @@ def train(
     }
     resolved = _resolve(preset, config, settings, given)
     runs = sweep.plan(resolved, seeds=seeds, grid=parse_grid(grid or []))
+    if refit:
+        crossfit.check(runs)
     target_path = _check_output(output, runs, overwrite, resume or dry_run)
     catalogue = catalog.read(labels) if labels else None
     facts = provenance.facts(command_line())
@@ -214,7 +231,7 @@ def train(
         _interruptible(target_path, runs),
         processes.join(choose_device(resolved.device)) as world,
         planning.prepared(
-            tables, recipe, target_path, world, sayer(quiet or not world.first)
+            tables or [], recipe, target_path, world, sayer(quiet or not world.first)
         ) as paths,
     ):
         if dry_run:
@@ -231,6 +248,13 @@ def train(
                 say(_line(progress, run))
 
         common = {"catalogue": catalogue, "resume": resume, "provenance": facts}
+        if refit:
+            trained = crossfit.run(
+                runs, paths, target_path, report=report, world=world, **common
+            )
+            if world.first and not quiet:
+                _summarise(trained, target_path)
+            return
         if len(runs) > 1:
             outcomes = sweep.run(
                 runs, paths, target_path, report=report, world=world, **common

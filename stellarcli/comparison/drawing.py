@@ -6,18 +6,21 @@ residuals    histogram, its kernel density estimate, mean and standard deviation
 bins         MAE over S/N, or over what ``--by`` says first
 calibration  how many rows the errors hold, and how many they promise
 errors       absolute errors of all models; of spectral types in subtypes
+map, bias    MAE and mean error over Teff and log g
 
-Where there are several models, density shows the first one, the others all of them.
+Where there are several models, density and maps show the first one, the others all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stellarcli import figures, metrics
+from stellarcli.comparison import maps
 from stellarcli.comparison.accuracy import Comparison, Model, bin_edges, binned
 from stellarcli.comparison.pairs import Values
 from stellarcli.comparison.sides import SUBTYPE
@@ -83,7 +86,7 @@ def draw(comparison: Comparison, output: str, panels: Sequence[str] = ()) -> Non
     if not columns:
         raise UsageError(
             f"there is nothing to draw for the panels {', '.join(panels)}: the "
-            "catalogues lack errors, or S/N."
+            "catalogues lack errors, S/N, or Teff and log g."
         )
     wide = columns > 2
     with figures.canvas(output, height=HEIGHT * len(plan) + 0.25) as figure:
@@ -132,6 +135,8 @@ def _possible(comparison: Comparison, label: str, panel: str) -> bool:
         return any(_binned_by(m) is not None for m in models)
     if panel == "calibration":
         return any(m.values[label].error is not None for m in models)
+    if panel in ("map", "bias"):
+        return maps.possible(models[0])
     return True
 
 
@@ -526,10 +531,23 @@ def _errors(axes: Axes, comparison: Comparison, label: str) -> None:
         axes.legend(**LEGEND | {"loc": "upper right"}, title="within ½ subtype")
 
 
+# ----------------------------------------------------------------------------- maps
+
+
+def _map(axes: Axes, comparison: Comparison, label: str, kind: str = "mae") -> None:
+    model = _models(comparison, label)[0]
+    name = "MAE" if kind == "mae" else "Bias"
+    maps.draw(axes, model, label, kind, _symbol(label, model.values[label].unit, name))
+    if len(comparison.models) > 1:
+        _write(axes, _short(model.name))
+
+
 PANELS = {
     "density": _density,
     "residuals": _residuals,
     "bins": _bins,
     "calibration": _calibration,
     "errors": _errors,
+    "map": _map,
+    "bias": partial(_map, kind="bias"),
 }

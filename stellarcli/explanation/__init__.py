@@ -12,6 +12,7 @@ baseline      the continuum that lines are replaced by
 occlusion     change of a label when a window is replaced by the continuum
 gradient      integrated gradients: what each pixel adds to the label
 activation    class activation maps of a convolutional stage
+attention     where a network that answers requests looks for each label
 classes       O, B, A, F, G, K, M of a prediction, with scores
 importance    `explain`: spectra through a method, and their averages
 lines         names of spectral features
@@ -33,6 +34,7 @@ METHODS = {
     "gradient": "gradient:IntegratedGradients",
     "cam": "activation:ActivationMaps",
     "gradcam": "activation:GradCAM",
+    "attention": "attention:Attention",
 }
 
 

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stellarcli import models
+from stellarcli import feeding, models
 from stellarcli.errors import UsageError, unknown
 from stellarcli.explanation.gradient import BATCH, differentiable_labels
 from stellarcli.explanation.request import Request
+from stellarcli.feeding import Feed
 from stellarcli.prediction import Predictor
 from stellarcli.preprocess import Batch
 
@@ -74,10 +75,10 @@ class ActivationMaps:
 
     def _resolutions(self) -> dict[str, float]:
         """Å from end to end of a position, by stage."""
-        blank = torch.ones(1, self.predictor.model.pixels, device=self.predictor.device)
         network = self.predictor.networks[0]
+        blank = models.made_up(network, 1, self.predictor.model.pixels)
         with torch.no_grad(), Tap(list(network.stages().values())) as tap:
-            network(blank, blank)
+            network(*blank)
         return {
             name: self._extent(maps[0, 0])
             for name, maps in zip(self.names, tap.maps, strict=True)
@@ -92,26 +93,31 @@ class ActivationMaps:
         seen = self.wavelength[share >= 0.5 * share.max()]
         return float(seen[-1] - seen[0] + np.diff(self.wavelength).mean())
 
-    def __call__(self, batch: Batch) -> np.ndarray:
+    def __call__(self, batch: Batch, others: Feed | None = None) -> np.ndarray:
         """Explain prepared spectra.
+
+        Parameters
+        ----------
+        batch : Batch
+        others : dict of ndarray, optional
+            What the network is fed beside flux and ivar.
 
         Returns
         -------
         ndarray of float32, shape (spectrum, pixel, label)
             In the label's unit; positive where what the stage sees raises the label.
         """
-        pieces = [
-            self._maps(batch.flux[n : n + BATCH], batch.ivar[n : n + BATCH])
-            for n in range(0, len(batch), BATCH)
-        ]
+        others = {**(others or {}), "ivar": batch.ivar}
+        parts = [slice(n, n + BATCH) for n in range(0, len(batch), BATCH)]
+        pieces = [self._maps(batch.flux[p], feeding.taken(others, p)) for p in parts]
         return np.concatenate(pieces)
 
-    def _maps(self, flux: np.ndarray, ivar: np.ndarray) -> np.ndarray:
+    def _maps(self, flux: np.ndarray, others: Feed) -> np.ndarray:
         predictor = self.predictor
         stages = [network.stages()[self.stage] for network in predictor.networks]
         x = torch.from_numpy(flux).to(predictor.device).requires_grad_()
         with Tap(stages) as tap:
-            labels = differentiable_labels(predictor, x, ivar, self.targets)
+            labels = differentiable_labels(predictor, x, others, self.targets)
         found = []
         for label in labels:
             gradients = torch.autograd.grad(label.sum(), tap.maps, retain_graph=True)

@@ -211,9 +211,13 @@ def _shown(found: Importance, group: Group) -> tuple[np.ndarray, np.ndarray]:
 
     Gaps have a NaN in them.
     """
-    wavelength, flux = found.model.wavelength, group.flux
+    wavelength, flux = found.pixels, group.flux
     windows = found.request.windows
     seen = (wavelength >= windows.start) & (wavelength <= windows.stop)
+    if found.model.wavelength is None:  # only where these spectra lie
+        known = np.flatnonzero(seen & np.isfinite(flux))
+        if known.size:
+            seen[: known[0]] = seen[known[-1] + 1 :] = False
     wavelength, flux = wavelength[seen], flux[seen].copy()
     step = np.diff(wavelength)
     flux[1:][step > 5 * np.median(step)] = np.nan
@@ -249,6 +253,7 @@ def _coloured(
 def _symbol(found: Importance, number: int) -> str:
     label = found.labels[number]
     unit = label.unit or ("dex" if label.name in figures.SYMBOLS else "")
+    unit = unit if found.in_units else ""
     name = SYMBOLS.get(label.name, label.name)
     name = method_class(found.request.method).axis.format(name)
     return f"{name} ({unit})" if unit else name

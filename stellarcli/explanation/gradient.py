@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stellarcli import feeding, models
 from stellarcli.errors import UsageError
 from stellarcli.explanation.baseline import continuum_level
 from stellarcli.explanation.request import Request
+from stellarcli.feeding import Feed
 from stellarcli.prediction import Predictor
 from stellarcli.preprocess import Batch
 
@@ -24,7 +26,10 @@ BATCH = 16  # spectra whose activations are kept for the way back
 
 
 def differentiable_labels(
-    predictor: Predictor, flux: Tensor, ivar: np.ndarray, targets: Sequence[int]
+    predictor: Predictor,
+    flux: Tensor,
+    others: Feed,
+    targets: Sequence[int],
 ) -> list[Tensor]:
     """Compute labels through which gradients go back.
 
@@ -33,7 +38,8 @@ def differentiable_labels(
     predictor : Predictor
     flux : Tensor, shape (spectrum, pixel)
         On the predictor's device.
-    ivar : ndarray of float32, shape (spectrum, pixel)
+    others : dict of ndarray
+        What else the networks are fed, the inverse variance above all.
     targets : sequence of int
         Which labels of the model.
 
@@ -48,8 +54,11 @@ def differentiable_labels(
     UsageError
         If the model is none that gradients go through.
     """
-    noise = torch.from_numpy(ivar).to(flux.device)
-    outputs = [network(flux, noise)[0].float() for network in predictor.networks]
+    feed = {**feeding.tensors(others, flux.device), "flux": flux}
+    outputs = [
+        network(*(feed[name] for name in models.inputs(network)))[0].float()
+        for network in predictor.networks
+    ]
     mean = torch.stack(outputs).mean(0)
     if not mean.requires_grad:
         raise UsageError(
@@ -88,8 +97,14 @@ class IntegratedGradients:
         self.nodes = ((nodes + 1) / 2).astype(np.float32)
         self.weights = (weights / 2).astype(np.float32)
 
-    def __call__(self, batch: Batch) -> np.ndarray:
+    def __call__(self, batch: Batch, others: Feed | None = None) -> np.ndarray:
         """Explain prepared spectra.
+
+        Parameters
+        ----------
+        batch : Batch
+        others : dict of ndarray, optional
+            What the network is fed beside flux and ivar.
 
         Returns
         -------
@@ -98,6 +113,7 @@ class IntegratedGradients:
         """
         level = continuum_level(batch, self.predictor.model.recipe)
         way = batch.flux - level
+        others = {**(others or {}), "ivar": batch.ivar}
         gradient = np.zeros((*way.shape, len(self.targets)), dtype=np.float32)
         pairs = len(batch) * len(self.nodes)
         for first in range(0, pairs, BATCH):
@@ -105,14 +121,15 @@ class IntegratedGradients:
             row, node = np.divmod(pair, len(self.nodes))
             flux = level[row] + self.nodes[node, None] * way[row]
             weight = self.weights[node, None, None]
-            np.add.at(gradient, row, weight * self._gradient(flux, batch.ivar[row]))
+            found = self._gradient(flux, feeding.taken(others, row))
+            np.add.at(gradient, row, weight * found)
         return gradient * way[..., None]
 
-    def _gradient(self, flux: np.ndarray, ivar: np.ndarray) -> np.ndarray:
+    def _gradient(self, flux: np.ndarray, others: Feed) -> np.ndarray:
         """Differentiate labels by flux; shape (spectrum, pixel, label)."""
         x = torch.from_numpy(flux).to(self.predictor.device).requires_grad_()
         found = [
             torch.autograd.grad(label.sum(), x, retain_graph=True)[0]
-            for label in differentiable_labels(self.predictor, x, ivar, self.targets)
+            for label in differentiable_labels(self.predictor, x, others, self.targets)
         ]
         return torch.stack(found, dim=2).cpu().numpy()

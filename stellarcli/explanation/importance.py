@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from stellarcli import checkpoint, preparation
+from stellarcli import checkpoint, feeding, preparation
 from stellarcli.catalog import BAD, FAILED, decode_name
 from stellarcli.checkpoint import Model
 from stellarcli.errors import NoUsableSpectraError, UsageError
@@ -150,6 +150,10 @@ class Importance:
         What a value means.
     details : list of (keyword, value, comment)
         How the method was set.
+    pixels : ndarray, shape (pixel,)
+        Of the mean spectra, vacuum Å; those of the model by default.
+    in_units : bool
+        Whether values are in the labels' units.
     groups : dict of Group
         ``all``, then each spectral class that occurs.
     summary : prediction.Summary
@@ -162,8 +166,19 @@ class Importance:
     wavelength: np.ndarray
     about: str
     details: list[Card] = field(default_factory=list)
+    pixels: np.ndarray | None = None
+    in_units: bool = True
     groups: dict[str, Group] = field(default_factory=dict)
     summary: Summary = field(default_factory=Summary)
+
+    def __post_init__(self) -> None:
+        """Spectra are on the model's wavelengths unless the method has its own."""
+        if self.pixels is None:
+            self.pixels = self.model.wavelength
+
+    def unit(self, label: Label) -> str:
+        """Return the unit of a label's values."""
+        return label.unit if self.in_units else ""
 
     @property
     def used(self) -> int:
@@ -207,10 +222,11 @@ class Explainer:
         torch.set_num_threads(1)  # processes are the parallelism
         kind = method_class(request.method)
         model = checkpoint.load(request.model)
-        if model.recipe.wavelength is None:
+        if model.recipe.wavelength is None and not getattr(kind, "any_grid", False):
             raise UsageError(
                 f"recipe '{model.recipe.name}' of {model.name} leaves every spectrum "
-                "its own wavelengths; importance needs a common grid."
+                f"its own wavelengths; {request.method} needs a common grid. Give "
+                "--method attention."
             )
         self.request = request
         self.model = model
@@ -232,11 +248,19 @@ class Explainer:
         bad = FAILED if self.request.keep_flagged else BAD | FAILED
         use = np.flatnonzero(rows["flag"] & bad == 0)
         batch = chunk.batch.rows(use)
-        flux = np.where(batch.good, batch.flux, np.float32(np.nan))
+        if hasattr(self.method, "flux"):
+            flux = self.method.flux(batch)
+        else:
+            flux = np.where(batch.good, batch.flux, np.float32(np.nan))
         names = [decode_name(name.decode()) for name in rows["file"]]
         reasons = [(names[row], text) for row, text in chunk.reasons]
         shape = (0, len(self.method.wavelength), len(self.method.targets))
-        values = self.method(batch) if use.size else np.zeros(shape, np.float32)
+        others = feeding.taken(self.predictor.feed(chunk), use)
+        for name in feeding.SPECTRUM:  # these are in the batch
+            others.pop(name, None)
+        values = np.zeros(shape, np.float32)
+        if use.size:
+            values = self.method(batch, others)
         return Maps(rows[use], flux, values), rows["flag"], reasons
 
 
@@ -253,7 +277,12 @@ def _work(task: Task, request: Request) -> tuple[Maps, np.ndarray, list]:
 
 def _prepare(task: Task, explainer: Explainer) -> Chunk:
     model = explainer.model
-    return preparation.run(task, model.recipe, velocities=Source.of(model.velocities))
+    return preparation.run(
+        task,
+        model.recipe,
+        velocities=Source.of(model.velocities),
+        inputs=explainer.predictor.inputs,
+    )
 
 
 def _results(tasks: Sequence[Task], request: Request) -> Iterator:
@@ -303,6 +332,8 @@ def explain(
         model=model,
         labels=[model.labels[n] for n in method.targets],
         wavelength=method.wavelength,
+        pixels=model.wavelength if model.wavelength is not None else method.wavelength,
+        in_units=getattr(method, "in_units", True),
         about=method.about,
         details=method.details,
     )

@@ -11,9 +11,11 @@ import logging
 import numpy as np
 import torch
 
+from stellarcli import feeding
 from stellarcli.errors import UsageError
 from stellarcli.explanation.baseline import continuum_level
 from stellarcli.explanation.request import Request
+from stellarcli.feeding import Feed
 from stellarcli.prediction import Predictor
 from stellarcli.preparation import CHUNK
 from stellarcli.preprocess import Batch
@@ -71,13 +73,12 @@ class Occlusion:
         Mean absolute changes would be too large by about half the square of the blur.
         """
         exact = Predictor(self.predictor.model, str(self.predictor.device), "float32")
-        shape = (CHUNK, self.predictor.model.pixels)
-        flux = np.random.default_rng(0).normal(1, 0.05, shape).astype(np.float32)
-        ivar = np.full(shape, 400, dtype=np.float32)
+        feed = self.predictor.made_up()
         spaced = np.linspace(0, len(self.seen) - 1, CHUNK).round().astype(int)
-        occluded = np.where(self.inside[self.seen[spaced]], np.float32(1), flux)
+        inside = self.inside[self.seen[spaced]]
+        occluded = feed | {"flux": np.where(inside, np.float32(1), feed["flux"])}
         reduced, change = (
-            p.predict(occluded, ivar)[0] - p.predict(flux, ivar)[0]
+            p.predict(**occluded)[0] - p.predict(**feed)[0]
             for p in (self.predictor, exact)
         )
         blur = np.median(np.abs(reduced - change), axis=0)
@@ -85,8 +86,14 @@ class Occlusion:
             log.info("bfloat16 blurs the changes of this model; float32 is used")
             self.predictor = exact
 
-    def __call__(self, batch: Batch) -> np.ndarray:
+    def __call__(self, batch: Batch, others: Feed | None = None) -> np.ndarray:
         """Explain prepared spectra.
+
+        Parameters
+        ----------
+        batch : Batch
+        others : dict of ndarray, optional
+            What the network is fed beside flux and ivar.
 
         Returns
         -------
@@ -94,7 +101,8 @@ class Occlusion:
             Label with the window replaced minus label, in the label's unit.
         """
         level = continuum_level(batch, self.recipe)
-        whole = self._values(batch.flux, batch.ivar)
+        others = others or {}
+        whole = self._values(batch.flux, batch.ivar, others)
         shape = (len(batch), len(self.wavelength), whole.shape[1])
         change = np.zeros(shape, dtype=np.float32)
         # pairs of a spectrum and a window, in full batches: few spectra take the model
@@ -105,11 +113,12 @@ class Occlusion:
             row, window = np.divmod(pair, len(self.seen))
             window = self.seen[window]
             flux = np.where(self.inside[window], level[row], batch.flux[row])
-            change[row, window] = self._values(flux, batch.ivar[row]) - whole[row]
+            occluded = self._values(flux, batch.ivar[row], feeding.taken(others, row))
+            change[row, window] = occluded - whole[row]
         return change
 
-    def _values(self, flux: np.ndarray, ivar: np.ndarray) -> np.ndarray:
+    def _values(self, flux: np.ndarray, ivar: np.ndarray, others: Feed) -> np.ndarray:
         """Labels in their own units, shape (spectrum, label)."""
-        mean, _, _ = self.predictor.predict(flux, ivar)
+        mean, _, _ = self.predictor.predict(flux, ivar, **others)
         labels = self.predictor.model.labels
         return np.stack([labels[n].decode(mean[:, n]) for n in self.targets], axis=1)

@@ -122,7 +122,7 @@ def write(
 
 
 def _columns(label: Label, found: Importance, shape: str = "") -> list[Column]:
-    name, unit = label.name, label.unit
+    name, unit = label.name, found.unit(label)
     return [
         Column(name, f"{shape}f4", unit, f"mean absolute {found.about}", "G13.6"),
         Column(f"{name}_err", f"{shape}f4", unit, "its standard error", "G13.6"),
@@ -157,7 +157,7 @@ def _extensions(found: Importance) -> Iterator[Extension]:
         WAVELENGTH,
         Column("flux", "f4", "", "mean prepared flux", "G13.6"),
     ]
-    content = {"wavelength": found.model.wavelength, "flux": found.whole.flux}
+    content = {"wavelength": found.pixels, "flux": found.whole.flux}
     yield Extension("SPECTRUM", spectrum, [catalog.rows(spectrum, content)], {})
     if found.found_classes:
         yield _by_class(found)
@@ -183,7 +183,7 @@ def _by_class(found: Importance) -> Extension:
     for n, label in enumerate(found.labels):
         columns += _columns(label, found, shape)
         values |= _averages(label.name, mean, error, signed, n)
-    pixels = f"({len(found.model.wavelength)},)f4"
+    pixels = f"({len(found.pixels)},)f4"
     columns.append(Column("flux", pixels, "", "mean prepared flux"))
     values["flux"] = np.array([group.flux for group in groups])
     return Extension("CLASSES", columns, [catalog.rows(columns, values)], {"class": 1})
@@ -216,7 +216,10 @@ def _single(found: Importance, spool: Spool | None) -> Iterator[Extension]:
         ),
         *(_score_columns() if found.found_classes else ()),
         *(
-            Column(f"{label.name}_map", f"{shape}f4", label.unit, found.about, "G13.6")
+            Column(
+                *(f"{label.name}_map", f"{shape}f4", found.unit(label), found.about),
+                "G13.6",
+            )
             for label in found.labels
         ),
     ]

@@ -8,8 +8,22 @@ method ``fit`` is computed in one go instead of by gradient descent (`baselines`
 network that needs to know wavelengths and labels has a method ``prepare(wavelength,
 labels)``, called before its first training; one with parts that are solved for and not
 trained has ``settle(flux, ivar, truth)``, called with training rows, truth in model
-units, when it is trained. Names map to ``module:class``, so that listing them needs no
-torch.
+units, when it is trained. Modules with a true ``exact`` are never stored as float16.
+Options that came later are in ``former``, with the values that older files stand for.
+Names map to ``module:class``, so that listing them needs no torch.
+
+A network that wants more than flux and inverse variance names its inputs, in the order
+of its ``forward``, in the class attribute ``inputs``: any of `feeding.INPUTS`, where
+their shapes and what stands for missing values are written down. ``inputs = ("flux",
+"ivar", "wavelength")`` gets each spectrum's own wavelengths, and may be trained on
+tables that have no common grid, or several; padding has ivar 0 and wavelength NaN.
+``"images"`` is the IMAGES of the prepared table, NaN where a star has none, and
+``"extra"`` the columns that the network's option ``extra`` names, NaN where missing.
+A method ``acquaint(feed)`` is called with those of some training rows before the first
+training. A network that answers requests has ``relabelled(state, old, new)``: its
+weights for other labels, so that ``--init`` may change the target.
+``fit`` and ``settle`` get the same arrays before theirs. Augmentation varies flux and
+ivar, and leaves everything else alone.
 
 A convolutional network may have ``stages()``, modules by the name that users type, from
 fine to coarse, that give maps ``(spectrum, channel, position)`` or ``(spectrum,
@@ -22,10 +36,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from stellarcli import feeding
 from stellarcli.errors import UsageError, unknown
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 MODELS = {
     "densenet": "compared:DenseNet",
@@ -36,6 +53,11 @@ MODELS = {
     "scanet": "scanet:SCANet",
     "starnet": "compared:StarNet",
     "mkresnet": "mkresnet:MKResNet",
+    "spectrafm": "spectrafm:SpectraFM",
+    "perceptron": "perceptron:Perceptron",
+    "ridge": "components:Ridge",
+    "neighbours": "components:Neighbours",
+    "gp": "components:GaussianProcess",
     "kernel": "baselines:KernelRegression",
     "adaboost": "baselines:AdaBoost",
     "kmeans": "baselines:KMeans",
@@ -69,6 +91,28 @@ def options(name: str) -> dict[str, Any]:
 
     parameters = inspect.signature(network_class(name)).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def former(name: str) -> dict[str, Any]:
+    """Return the values of options that a network's older files don't state."""
+    return getattr(network_class(name), "former", {})
+
+
+def inputs(network: str | nn.Module) -> tuple[str, ...]:
+    """Return the names of what a network is fed, in the order of its ``forward``."""
+    kind = network_class(network) if isinstance(network, str) else network
+    return feeding.check(getattr(kind, "inputs", feeding.SPECTRUM))
+
+
+def made_up(network: nn.Module, rows: int, pixels: int) -> list[Tensor]:
+    """Return what a network could be fed, of ones: to count, to time, to try it."""
+    extra = len(getattr(network, "extra", ()))
+    device = next((t.device for t in network.state_dict().values()), "cpu")
+    feed = feeding.made_up(inputs(network), rows, pixels, extra=extra)
+    if "flux" in feed:
+        feed["flux"] = np.ones_like(feed["flux"])
+        feed["ivar"] = np.ones_like(feed["ivar"])
+    return list(feeding.tensors(feed, device).values())
 
 
 def in_one_go(name: str) -> bool:
@@ -126,10 +170,9 @@ def count_multiply_adds(network: nn.Module, pixels: int) -> int:
 
     training = network.training
     network.eval()
-    one = torch.ones(1, pixels)
     counter = FlopCounterMode(display=False)
     # the counter doesn't see the CPU's fused attention, hence the plain one
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        network(one, one)
+        network(*made_up(network, 1, pixels))
     network.train(training)
     return counter.get_total_flops() // 2

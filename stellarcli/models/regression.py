@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 REACH = 1.7  # length scale of the kernel, standard deviations of the inputs
 BENT, STRAIGHT = 4.0, 10.0  # variances of its smooth and of its linear part
+LATENT_REACH = 7.0  # the same for the latent inputs, standard deviations
+JOINT, SLIGHT = 2.0, 0.1  # variances of what inputs and latents do together; linear
 NOISE = 0.3  # variance of targets without noise of their own
 ROUNDS = 3  # of reweighting
 ORDINARY = 2.0  # robust standard deviations; targets farther off weigh less
@@ -28,15 +30,23 @@ class KernelRegression(Given):
 
     The mean of a Gaussian process (Rasmussen & Williams 2006, eq. 2.25) with a squared
     exponential and a linear kernel, made robust by giving targets that the others don't
-    predict more noise.
+    predict more noise. Latent inputs, many and each of little weight, add a linear
+    kernel of their own and one that is local in the inputs and smooth in the latents:
+    what they mean may differ from one kind of star to another.
 
     Parameters
     ----------
     inputs, outputs : int
+    latents : int
+        Latent inputs, of variance 1: the last columns.
     """
 
-    def __init__(self, inputs: int, outputs: int):
+    exact = True  # values are differences of large numbers: files keep all digits
+
+    def __init__(self, inputs: int, outputs: int, latents: int = 0):
         super().__init__()
+        self.latents = latents
+        inputs += latents
         self.register_buffer("center", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(inputs))
         self.register_buffer("points", torch.zeros(0, inputs))
@@ -51,7 +61,20 @@ class KernelRegression(Given):
     def forward(self, inputs: Tensor) -> Tensor:
         """(row, input) to (row, output)."""
         points = ((inputs - self.center) / self.scale).clamp(-FARTHEST, FARTHEST)
-        return _kernel(points, self.points) @ self.weights + self.level
+        return self._kernel(points, self.points) @ self.weights + self.level
+
+    def _kernel(self, one: Tensor, other: Tensor) -> Tensor:
+        """Covariance of rows, (row of one, row of other)."""
+        split = self.points.shape[1] - self.latents
+        product = one[:, :split] @ other[:, :split].T
+        smooth = _bell(one[:, :split], other[:, :split], product, REACH)
+        kernel = BENT * smooth + STRAIGHT * (product + 1)
+        if self.latents:
+            one, other = one[:, split:], other[:, split:]
+            product = one @ other.T
+            kernel += JOINT * smooth * _bell(one, other, product, LATENT_REACH)
+            kernel += SLIGHT * product
+        return kernel
 
     @torch.no_grad()
     def solve(self, inputs: Tensor, targets: Tensor, noise: Tensor) -> None:
@@ -68,21 +91,21 @@ class KernelRegression(Given):
         inputs, targets, noise = inputs.double(), targets.double(), noise.double()
         self.center = inputs.mean(dim=0).float()
         self.scale = inputs.std(dim=0).clamp_min(1e-6).float()
+        if self.latents:  # in their unit already
+            self.center[-self.latents :], self.scale[-self.latents :] = 0, 1
         points = (inputs - self.center) / self.scale
         self.points = points.clamp(-FARTHEST, FARTHEST).float()
-        kernel = _kernel(self.points.double(), self.points.double())
+        kernel = self._kernel(self.points.double(), self.points.double())
         columns = [_solution(kernel, target, noise) for target in targets.T]
         weights, levels = zip(*columns, strict=True)
         self.weights = torch.stack(weights, dim=1).float()
         self.level = torch.stack(levels).float()
 
 
-def _kernel(one: Tensor, other: Tensor) -> Tensor:
-    """Covariance of rows, (row of one, row of other)."""
-    product = one @ other.T
+def _bell(one: Tensor, other: Tensor, product: Tensor, reach: float) -> Tensor:
+    """Squared exponential of the distances between rows."""
     square = one.square().sum(1)[:, None] + other.square().sum(1) - 2 * product
-    smooth = torch.exp(-0.5 * square.clamp_min(0) / REACH**2)
-    return BENT * smooth + STRAIGHT * (product + 1)
+    return torch.exp(-0.5 * square.clamp_min(0) / reach**2)
 
 
 def _solution(kernel: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,11 +31,20 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(spectrum, channel, 1, position) to the same."""
-        residual = self.second(functional.relu(self.first(functional.relu(x))))
+        residual = self.second(functional.relu_(self.first(functional.relu(x))))
         if self.training and self.drop:
             keep = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop
             residual = residual * keep / (1 - self.drop)
-        return x + self.scale * residual
+        if self.scale is not None:
+            residual = self.scale * residual
+        return residual.add_(x)
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """Take the scale into the second convolution."""
+        self.second.weight *= self.scale
+        self.second.bias *= self.scale
+        self.scale = None
 
 
 class ResNet1D(nn.Module):
@@ -102,6 +111,12 @@ class ResNet1D(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden, 2 * labels)
         self.to(memory_format=torch.channels_last)
+
+    def fuse(self) -> None:
+        """Merge what evaluation can merge; see `stellarcli.models.fused`."""
+        for layer in self.trunk:
+            if isinstance(layer, Block):
+                layer.fuse()
 
     def stages(self) -> dict[str, nn.Module]:
         """Modules that give (spectrum, channel, 1, position), from fine to coarse."""

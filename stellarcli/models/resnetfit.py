@@ -2,13 +2,15 @@
 
 The network of `resnet1d` sees the whole spectrum and learns everything from examples; a
 fit of templates knows how lines answer to labels, and errs by the templates' faults,
-which are a smooth function of the labels and of the lines' widths. Their errors have
-little in common, so that the mean of both is better than either.
+which are a smooth function of the labels, of the lines' widths and of what the fit
+leaves of the spectrum. Their errors have little in common, so that the mean of both is
+better than either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +18,9 @@ from torch import Tensor
 
 from stellarcli.labels import Label
 from stellarcli.models.regression import KernelRegression
+from stellarcli.models.residuals import Residuals
 from stellarcli.models.resnet1d import ResNet1D
-from stellarcli.models.templatefit import TemplateFit
+from stellarcli.models.templatefit import Solution, TemplateFit
 
 SHARE = 0.6  # of the fit in the mean; anything from 0.5 to 0.7 does as well
 NOISY = 50.0  # S/N per pixel below which noise dominates a fit's error
@@ -38,9 +41,16 @@ class ResNetFit(ResNet1D):
         Of the template fit, vacuum Å.
     degree : int
         Of the fit's polynomial for the continuum.
+    outlier : float
+        Robust standard deviations beyond which the fit leaves pixels out.
+    components : int
+        Of the fit's residuals, for the correction; 0 for none.
     **options
         Of `ResNet1D`.
     """
+
+    # what files have that don't say
+    former: ClassVar[dict[str, Any]] = {"outlier": 4.0, "components": 0}
 
     def __init__(
         self,
@@ -56,6 +66,8 @@ class ResNetFit(ResNet1D):
         dropout: float = 0.0,
         window: Sequence[float] = (4200.0, 5700.0),
         degree: int = 40,
+        outlier: float = 2.5,
+        components: int = 30,
     ):
         super().__init__(
             pixels,
@@ -68,8 +80,10 @@ class ResNetFit(ResNet1D):
             drop_path=drop_path,
             dropout=dropout,
         )
-        self.fit = TemplateFit(pixels, window, degree)
-        self.correction = KernelRegression(labels + 1, labels)
+        self.fit = TemplateFit(pixels, window, degree, outlier)
+        if components:
+            self.residuals = Residuals(components)
+        self.correction = KernelRegression(labels + 1, labels, components)
 
     def prepare(self, wavelength: np.ndarray, labels: list[Label]) -> None:
         """Make the templates for a recipe's wavelengths and a model's labels."""
@@ -86,20 +100,24 @@ class ResNetFit(ResNet1D):
             Model units, NaN where unknown.
         """
         self.eval()
-        pieces = [
-            self._fitted(*some, super(ResNetFit, self).forward(*some)[0])
-            for some in zip(flux.split(BATCH), ivar.split(BATCH), strict=True)
-        ]
-        found = torch.cat(pieces)
+        pieces = []
+        for some in zip(flux.split(BATCH), ivar.split(BATCH), strict=True):
+            start, _ = super().forward(*some)
+            pieces.append(self.fit(*some, start))
+        found = Solution(*map(torch.cat, zip(*pieces, strict=True)))
+        if hasattr(self, "residuals"):
+            self.residuals.solve(found.residual, found.weight)
         good = (ivar > 0).sum(dim=1).clamp_min(1)
         noise = good / ivar.sqrt().sum(dim=1).clamp_min(1e-6)
         variance = 1 + (NOISY * noise).square().clamp_max(1e6)
-        self.correction.solve(found, truth - found[:, : truth.shape[1]], variance)
+        self.correction.solve(self._inputs(found), truth - found.labels, variance)
 
-    def _fitted(self, flux: Tensor, ivar: Tensor, start: Tensor) -> Tensor:
-        """Labels of the fit, and its broadening: what its faults depend on."""
-        fitted, broadening = self.fit(flux, ivar, start)
-        return torch.cat([fitted, broadening], dim=1)
+    def _inputs(self, found: Solution) -> Tensor:
+        """Return what the fit's faults depend on, (spectrum, input)."""
+        inputs = [found.labels, found.broadening]
+        if hasattr(self, "residuals"):
+            inputs.append(self.residuals(found.residual, found.weight))
+        return torch.cat(inputs, dim=1)
 
     def forward(self, flux: Tensor, ivar: Tensor) -> tuple[Tensor, Tensor]:
         """Predict labels.
@@ -118,8 +136,8 @@ class ResNetFit(ResNet1D):
         if self.training or not self.correction.solved:
             return mean, log_variance
         with torch.autocast(mean.device.type, enabled=False):
-            found = self._fitted(flux, ivar, mean)
-            fitted = found[:, : mean.shape[1]] + self.correction(found)
+            found = self.fit(flux, ivar, mean)
+            fitted = found.labels + self.correction(self._inputs(found))
             # that of a mixture: where the two disagree, neither is to be trusted
             spread = SHARE * (1 - SHARE) * (fitted - mean).square()
             log_variance = torch.log(log_variance.float().exp() + spread)

@@ -111,12 +111,12 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse steps that need a common grid before there is one."""
         names = [step.name for step in self.steps]
-        early = names[: names.index("resample")] if "resample" in names else names
-        for name in early:
-            if name in ON_GRID:
+        count = names.index("resample") if "resample" in names else len(names)
+        for step in self.steps[:count]:
+            if step.name in ON_GRID and "velocity" not in step.parameters:
                 raise UsageError(
-                    f"recipe {self.name!r}: step {name!r} needs spectra on a common "
-                    "grid; put 'resample' before it."
+                    f"recipe {self.name!r}: step {step.name!r} needs spectra on a "
+                    "common grid; put 'resample' before it."
                 )
 
     def apply(self, batch: Batch) -> Batch:
@@ -274,7 +274,12 @@ RECIPES = {
             {"pad": {"pixels": 3584}},
         ],
         # SpectraFM: any range, native sampling kept
-        "spectrafm": ["bridge", "rest_frame", "median"],
+        "spectrafm": [
+            "bridge",
+            "rest_frame",
+            {"continuum": {"method": "smooth", "velocity": 6000.0}},
+            "clip",
+        ],
     }.items()
 }
 

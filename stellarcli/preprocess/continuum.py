@@ -1,7 +1,8 @@
-"""Continuum normalisation and scaling of spectra on a common grid."""
+"""Continuum normalisation and scaling of spectra."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from stellarcli.errors import UsageError
 from stellarcli.preprocess.batch import Batch
-from stellarcli.spectrum import PixelMask
+from stellarcli.spectrum import SPEED_OF_LIGHT, PixelMask
 
+ALIKE = 1e-5  # in ln λ: wavelengths that one smoothing serves
 ROUNDING = 1e-5  # of the level; float32's digits are no scatter to clip at
 FLOOR = 1e-3  # of the spectrum's mean; a continuum below it is no continuum
 
@@ -122,7 +124,9 @@ def _solve(
     return coefficients.astype(np.float32) @ shapes
 
 
-def continuum_smooth(batch: Batch, *, width: float = 100.0) -> np.ndarray:
+def continuum_smooth(
+    batch: Batch, *, width: float = 100.0, velocity: float | None = None
+) -> np.ndarray:
     """Smooth with a Gaussian, weighted by good pixels.
 
     As Ho et al. (2017, ApJ 836, 5, section 3.1) do for LAMOST: broad lines sink into
@@ -132,26 +136,70 @@ def continuum_smooth(batch: Batch, *, width: float = 100.0) -> np.ndarray:
     Parameters
     ----------
     batch : Batch
-        On a common grid.
+        On a common grid, or, with `velocity`, on grids of their own.
     width : float
         Standard deviation of the Gaussian, Å.
+    velocity : float, optional
+        The same in km/s, wherever a spectrum lies; instead of `width`.
 
     Returns
     -------
     ndarray of float32, shape (spectrum, pixel)
+
+    Raises
+    ------
+    UsageError
+        If spectra of their own grids are to be smoothed by Å.
     """
     continuum = np.ones_like(batch.flux)
-    for start, stop in batch.segments_of(0):
-        part = slice(start, stop)
-        spread, gather = _smoothing(batch.wavelength[part].tobytes(), width)
-        weight = batch.good[:, part].astype(np.float32)
-        total = (weight @ spread) @ gather
-        smooth = ((weight * batch.flux[:, part]) @ spread) @ gather
-        known = total > 1e-6
-        continuum[:, part] = np.divide(
-            smooth, total, out=np.zeros_like(smooth), where=known
+    if batch.common_grid and velocity is None:
+        for start, stop in batch.segments_of(0):
+            matrices = _smoothing(batch.wavelength[start:stop].tobytes(), width)
+            _smooth(batch, continuum, slice(None), slice(start, stop), matrices)
+        return continuum
+    if velocity is None:
+        raise UsageError(
+            "method smooth of step 'continuum' takes spectra on a common grid; give "
+            "velocity, in km/s, for others, or put 'resample' before it."
         )
+    for rows, pixels in batch.parts():
+        grid = np.log(np.atleast_2d(batch.wavelength)[:, pixels])
+        grid = np.broadcast_to(grid, (len(batch), grid.shape[1]))[rows]
+        for members, distance in _alike(grid - grid[:, :1]):
+            matrices = _smoothing(distance.tobytes(), velocity / SPEED_OF_LIGHT)
+            _smooth(batch, continuum, rows[members], pixels, matrices)
     return continuum
+
+
+def _smooth(
+    batch: Batch,
+    continuum: np.ndarray,
+    rows: np.ndarray | slice,
+    pixels: slice,
+    matrices: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Smooth one segment of some spectra with matrices of `_smoothing`."""
+    spread, gather = matrices
+    weight = batch.good[rows, pixels].astype(np.float32)
+    total = (weight @ spread) @ gather
+    smooth = ((weight * batch.flux[rows, pixels]) @ spread) @ gather
+    continuum[rows, pixels] = np.divide(
+        smooth, total, out=np.zeros_like(smooth), where=total > 1e-6
+    )
+
+
+def _alike(distance: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield spectra whose pixels lie at the same distances from the first one.
+
+    A velocity moves all pixels alike in ln λ, so that these are most of a survey's.
+    What is rounded in a file, or broken off, makes no difference to a broad Gaussian.
+    """
+    left = np.arange(len(distance))
+    while left.size:
+        off = np.abs(distance[left] - distance[left[0]]).max(axis=1)
+        same = ~(off > ALIKE)
+        yield left[same], np.ascontiguousarray(distance[left[0]])
+        left = left[~same]
 
 
 @lru_cache(maxsize=8)

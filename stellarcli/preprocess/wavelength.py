@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -13,9 +13,11 @@ from stellarcli.preprocess.batch import Batch, Segments
 from stellarcli.spectrum import PixelMask
 
 # B-spline coefficients of a single 1: sqrt(3) z**|k| with the pole z = sqrt(3) - 2,
-# which falls by 0.27 per pixel: to 1e-7, more than float32 sees, within REACH
-REACH = 12  # pixels
-CARDINAL = np.sqrt(3) * (np.sqrt(3) - 2) ** np.abs(np.arange(-REACH, REACH + 1))
+# which falls by 0.27 per pixel: to 1e-8, more than float32 sees, within REACH
+POLE = np.sqrt(3) - 2
+DOUBLINGS = (8, 4, 2, 1)  # sum of z**k over 16 pixels = product of 1 + z**d over these
+REACH = sum(DOUBLINGS)  # pixels
+CARDINAL = np.sqrt(3) * POLE ** np.abs(np.arange(-REACH, REACH + 1))
 SHARE = 0.2  # an output pixel is masked if a masked one has more than this weight in it
 
 
@@ -180,6 +182,7 @@ def resample(batch: Batch, *, grids: list[dict]) -> Batch:
     ivar = np.zeros(shape, dtype=np.float32)
     mask = np.full(shape, PixelMask.OUTSIDE, dtype=np.uint8)
     wavelength = np.broadcast_to(batch.wavelength, batch.flux.shape)
+    beside_bad = []
     for row in range(len(batch)):
         pieces = batch.segments_of(row)
         if len(pieces) > 1:
@@ -191,14 +194,27 @@ def resample(batch: Batch, *, grids: list[dict]) -> Batch:
                 np.searchsorted(grid, native[0], side="left"),
                 np.searchsorted(grid, native[-1], side="right"),
             )
-            position = np.interp(grid, native, np.arange(native.size))
             target = slice(None) if len(pieces) == 1 else inside
-            flux[row, target] = spline(batch.flux[row, start:stop], position[target])
-            ivar[row, inside], mask[row, inside] = _propagate(
-                batch.ivar[row, start:stop],
-                batch.mask[row, start:stop],
-                position[inside],
+            position = np.interp(grid[target], native, _pixels(native.size))
+            index, fraction = _split(position, native.size)
+            flux[row, target] = _evaluate(batch.flux[row, start:stop], index, fraction)
+            if len(pieces) == 1:
+                index, fraction = index[inside], fraction[inside]
+            ivar[row, inside], rest = _propagate(
+                batch.ivar[row, start:stop], index, fraction
             )
+            mask[row, inside] = 0
+            bad = batch.mask[row, start:stop] != 0
+            rest |= (bad[:-1] | bad[1:]).take(index)
+            places = np.flatnonzero(rest)
+            out = row * grid.size + inside.start + places
+            source = row * batch.flux.shape[1] + start + index[places]
+            beside_bad.append((out, source, fraction[places]))
+    if beside_bad:
+        out, *where = map(np.concatenate, zip(*beside_bad, strict=True))
+        ivar.flat[out], mask.flat[out] = _propagate_beside_bad(
+            batch.ivar.ravel(), batch.mask.ravel(), *where
+        )
     return replace(
         batch, wavelength=grid, flux=flux, ivar=ivar, mask=mask, segments=(segments,)
     )
@@ -220,16 +236,57 @@ def spline(values: np.ndarray, position: np.ndarray) -> np.ndarray:
     Notes
     -----
     Cubic B-splines with the prefilter of Unser (1999, IEEE Signal Processing Magazine
-    16, 22), its recursion written out over `REACH` pixels; mirrored at the ends.
+    16, 22); mirrored at the ends.
     """
-    # two coefficients more than values: a spline reaches one pixel over the ends
-    mirrored = np.pad(values, REACH + 1, mode="reflect")
-    coefficients = np.convolve(mirrored, CARDINAL.astype(np.float32), mode="valid")
-    index, fraction = _split(position, values.size)
-    return sum(
-        weight * coefficients[index + offset]
-        for offset, weight in enumerate(_b_spline(fraction))
-    )
+    return _evaluate(values, *_split(position, values.size))
+
+
+def _evaluate(
+    values: np.ndarray, index: np.ndarray, fraction: np.ndarray
+) -> np.ndarray:
+    """Evaluate the spline through `values` at pixels and fractions of a pixel."""
+    coefficients = _coefficients(values)
+    weights = _b_spline(fraction)
+    total = coefficients.take(index)
+    total *= weights[0]
+    for offset in (1, 2, 3):
+        term = coefficients[offset:].take(index)
+        term *= weights[offset]
+        total += term
+    return total
+
+
+def _coefficients(values: np.ndarray) -> np.ndarray:
+    """B-spline coefficients, float32, of one pixel more than `values` on both sides.
+
+    z**|k| is a filter from the left times one from the right times 1 - z², and each of
+    them a product of sums of two: eight additions in place of a sum over 2 `REACH`.
+    """
+    result = _mirrored(values, REACH + 1)
+    for distance in DOUBLINGS:
+        factor = np.float32(POLE**distance)
+        result[distance:] += factor * result[:-distance]
+        result[:-distance] += factor * result[distance:]
+    result *= np.float32(np.sqrt(3) * (1 - POLE**2))
+    return result[REACH:-REACH]
+
+
+def _mirrored(values: np.ndarray, margin: int) -> np.ndarray:
+    """Values with their mirror image about the first and the last one, float32."""
+    size = values.size
+    if size <= margin:
+        return np.pad(values, margin, mode="reflect").astype(np.float32)
+    result = np.empty(size + 2 * margin, dtype=np.float32)
+    result[margin:-margin] = values
+    result[:margin] = values[margin:0:-1]
+    result[-margin:] = values[-2 : -margin - 2 : -1]
+    return result
+
+
+@lru_cache(maxsize=64)
+def _pixels(size: int) -> np.ndarray:
+    """Pixel numbers as float64."""
+    return np.arange(size, dtype=np.float64)
 
 
 def _split(position: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -267,19 +324,41 @@ def _noise_gain() -> np.ndarray:
 
 
 def _propagate(
-    ivar: np.ndarray, mask: np.ndarray, position: np.ndarray
+    ivar: np.ndarray, index: np.ndarray, fraction: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inverse variance and mask at interpolated positions of one segment."""
-    index, t = _split(position, ivar.size)
-    left, right = ivar[index], ivar[index + 1]
+    """Inverse variance between the pixels `index` and `index` + 1, both of them good.
+
+    Returns
+    -------
+    ivar : ndarray of float32, shape (sample,)
+    nonsense : ndarray of bool, shape (sample,)
+        Where that is no number: inverse variances that are zero, or nearly.
+    """
+    right = ivar[1:].take(index)
+    both = right * (1 - fraction)
+    out = ivar.take(index)
+    both += out * fraction
+    # variance (1-t)/left + t/right, so ivar = left·right / (right·(1-t) + left·t);
+    # the ratio first: for fluxes in erg/s/cm2/Å the product leaves float32's range
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        right /= both
+        out *= right
+    gain = _noise_gain()
+    out /= gain.take((fraction * (gain.size - 1)).astype(np.intp))
+    return out, ~(both > 0)
+
+
+def _propagate_beside_bad(
+    ivar: np.ndarray, mask: np.ndarray, index: np.ndarray, fraction: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inverse variance and mask where one or both of the two pixels may be masked."""
+    left, right, t = ivar[index], ivar[index + 1], fraction
     bits = np.where(t < 1 - SHARE, mask[index], 0)
     bits |= np.where(t > SHARE, mask[index + 1], 0)
     # one of the two may be masked without spoiling the pixel: the other's stands in
     left, right = np.where(left == 0, right, left), np.where(right == 0, left, right)
     both = right * (1 - t) + left * t
     good = (bits == 0) & (both > 0)
-    # variance (1-t)/left + t/right, so ivar = left·right / (right·(1-t) + left·t);
-    # the ratio first: for fluxes in erg/s/cm2/Å the product leaves float32's range
     out = left * np.divide(right, both, out=np.zeros_like(both), where=good)
     gain = _noise_gain()
     out /= gain[(t * (gain.size - 1)).astype(np.intp)]

@@ -146,6 +146,7 @@ def observe(
     *,
     snr: float | tuple[float, float] | None = None,
     velocity_scatter: float = VELOCITY_SCATTER,
+    rest: np.ndarray | None = None,
 ) -> Observation:
     """Observe stars with LAMOST's medium-resolution mode, in the computer.
 
@@ -162,6 +163,8 @@ def observe(
         its logarithm. By default around 30.
     velocity_scatter : float
         Standard deviation of the radial velocities, km/s.
+    rest : ndarray, shape (star, pixel), optional
+        Their spectra, of `synthesis.normalised`, where they are made already.
 
     Returns
     -------
@@ -171,7 +174,9 @@ def observe(
     limits = check_snr(snr)
     rv = np.clip(rng.normal(0, velocity_scatter, count), -MAX_VELOCITY, MAX_VELOCITY)
     rotation = _rotation(labels, rng)
-    rest = synthesis.broadened(synthesis.normalised(labels), RESOLUTION, rotation)
+    if rest is None:
+        rest = synthesis.normalised(labels)
+    rest = synthesis.broadened(rest, RESOLUTION, rotation)
     if limits is None:
         blue = np.clip(30 * 10 ** rng.normal(0, SNR_SCATTER, count), *SNR_RANGE)
     else:
