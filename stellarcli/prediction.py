@@ -248,7 +248,8 @@ class Predictor:
                 failed, np.nan, label.decode_error(mean[:, i], error[:, i])
             )
             if label.name == SUBTYPE:
-                values["sptype"] = sptype.names(values[label.name])
+                # of the digits that the table keeps: a number between two subtypes
+                values["sptype"] = sptype.names(values[label.name].astype(np.float32))
         values["flag"] = np.where(failed, flags, judged)
         return catalog.rows(self.columns, values)
 
