@@ -121,13 +121,18 @@ def _cores(workers: int) -> list[int]:
 
 
 def _settle(cores: Any, parent: int) -> None:
-    """Prepare a new worker: one core, one thread, an end with its parent's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _die_with(parent)
+    """Prepare a new worker of a pool: one core, too."""
+    settle(parent)
     core = cores.get()
     if core >= 0:
         os.sched_setaffinity(0, {core})
+
+
+def settle(parent: int) -> None:
+    """Prepare a new process: its end is its parent's, and Ctrl-C is the parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what it means
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _die_with(parent)
     keep_freed_memory()
 
 

@@ -308,9 +308,11 @@ def main():
     parser.add_argument("--faults", type=float, default=0.0)
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--as-is", action="store_true", help="Compress nothing.")
     options = parser.parse_args()
+    paths = sorted(options.directory.glob("*.fits*"))
     archive = Archive(
-        spectra_of(sorted(options.directory.glob("*.fits*"))),
+        spectra_of(paths, compress=not options.as_is),
         faults=options.faults,
         seed=options.seed,
     )

@@ -46,6 +46,34 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+def assert_no_token(*shown):
+    """Fail if text, bytes or words of a command line hold the token."""
+    for part in shown:
+        parts = part if isinstance(part, list | tuple) else [part]
+        for word in parts:
+            content = word if isinstance(word, bytes) else str(word).encode()
+            assert not any(secret in content for secret in SECRETS), "a token is shown"
+
+
+class WatchedProcess(subprocess.Popen):
+    """A process whose command line and output are searched for the token."""
+
+    def __init__(self, args, *others, **options):
+        assert_no_token(args)
+        super().__init__(args, *others, **options)
+
+    def communicate(self, *others, **options):
+        shown = super().communicate(*others, **options)
+        assert_no_token(*shown)
+        return shown
+
+
+@pytest.fixture(autouse=True)
+def no_token_in_processes(monkeypatch):
+    """Look for the token in every process that a test starts."""
+    monkeypatch.setattr(subprocess, "Popen", WatchedProcess)
+
+
 @pytest.fixture(autouse=True)
 def no_token_in_files(request):
     """Look for the token in every file that a test has written."""
@@ -80,6 +108,8 @@ def archive(few_spectra, monkeypatch):
         monkeypatch.setenv("STELLAR_SKYSERVER_URL", server.url)
         monkeypatch.delenv("STELLAR_LAMOST_TOKEN", raising=False)
         yield server
+        for _, _, headers in server.requests:
+            assert_no_token(list(headers.values()))  # nor in a Referer
 
 
 @dataclass
@@ -89,6 +119,9 @@ class Done:
     status: int
     out: bytes
     err: str
+
+    def __post_init__(self):
+        assert_no_token(self.out, self.err)
 
     @property
     def json(self):

@@ -19,7 +19,7 @@ from archiveserver import LOGIN, TOKEN, Answer, Archive, endless, message, slow
 from astropy.io import fits
 
 from stellarcli import catalog
-from stellarcli.archives import batch, lamost, nights, orders, token, transfer
+from stellarcli.archives import batch, crew, lamost, nights, orders, token, transfer
 from stellarcli.archives import client as client_module
 from stellarcli.archives import verification as verify
 from stellarcli.archives.client import Client
@@ -44,7 +44,7 @@ PACKS = [bytes, gzip.compress, bz2.compress]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Waits of tests are short."""
-    monkeypatch.setattr(batch, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(crew, "FIRST_WAIT", 0.01)
 
 
 @pytest.fixture
@@ -225,6 +225,17 @@ def test_token_is_not_sent_unencrypted():
     Client("https://www.lamost.org", token.Token(TOKEN))
 
 
+# with these, one program or another stops verifying
+CARELESS = {
+    "PYTHONHTTPSVERIFY": "0",
+    "REQUESTS_CA_BUNDLE": "",
+    "CURL_CA_BUNDLE": "",
+    "SSL_CERT_DIR": "",
+    "GIT_SSL_NO_VERIFY": "1",
+    "NODE_TLS_REJECT_UNAUTHORIZED": "0",
+}
+
+
 def test_certificates_are_verified(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("tls")
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem "
@@ -233,27 +244,39 @@ def test_certificates_are_verified(tmp_path_factory, monkeypatch):
         pytest.skip("needs openssl")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    asked = []
 
     def serve():
-        for _ in range(2):
-            plain = listener.accept()[0]
-            with plain, contextlib.suppress(OSError):
-                line = context.wrap_socket(plain, server_side=True)
-                with line:
-                    line.recv(9999)
-                    line.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+        with contextlib.suppress(OSError):
+            while True:
+                answer(listener.accept()[0])
+
+    def answer(plain):
+        with (
+            contextlib.suppress(OSError),
+            plain,
+            context.wrap_socket(plain, server_side=True) as line,
+        ):
+            asked.append(line.recv(9999))
+            line.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"https://localhost:{listener.getsockname()[1]}"
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
+        for name, value in CARELESS.items():
+            monkeypatch.setenv(name, value)
         with pytest.raises(FetchError, match="certificate") as caught:
-            Client(address).content(f"{address}/")
+            Client(address, token.Token(TOKEN)).content(f"{address}/")
         assert caught.value.kind is Trouble.REFUSED
-        # what the system trusts is trusted
+        # what the system trusts is trusted, but only under its own name
         monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
+        other = address.replace("localhost", "127.0.0.1")
+        with pytest.raises(FetchError, match="certificate"):
+            Client(other).content(f"{other}/")
+        assert asked == []
         assert Client(address).content(f"{address}/")[0] == b"hi"
-        thread.join(5)
+        assert len(asked) == 1
 
 
 def test_nothing_in_the_package_turns_verification_off():
@@ -312,7 +335,7 @@ def test_what_follows_from_an_answer(archive, client, tmp_path, answer, kind):
     [
         (Answer(b"", 500), 4, 5),
         (Answer(LOGIN), 4, 5),
-        (message("no"), 4, batch.ASKED),
+        (message("no"), 4, crew.ASKED),
         (message("no"), 1, 2),
         (Answer(b"", 404), 4, 1),
     ],
@@ -353,7 +376,7 @@ def test_connections_are_kept(archive, few_spectra, tmp_path):
     order = order_of(archive, few_spectra)
     fetch_order(client, order, tmp_path)
     assert len(archive.requests) == len(few_spectra)
-    assert client._home.num_connections <= 2
+    assert client._lines.made <= 2
 
 
 # ------------------------------------------------------------------------- batches
@@ -392,7 +415,7 @@ def test_a_faulty_archive_loses_nothing(
     archive.faults, archive.kinds = 0.25, [kind]
     archive.random.seed(seed)
     client = Client(archive.url, timeout=5.0)
-    monkeypatch.setattr(batch, "ASKED", 12)  # it says no where it has the file
+    monkeypatch.setattr(crew, "ASKED", 12)  # it says no where it has the file
     outcome = fetch_order(client, order_of(archive, few_spectra), tmp_path, retries=12)
     assert not outcome.troubles
     assert archive.given

@@ -7,28 +7,40 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import numpy as np
 import pytest
 import surveyfiles
 from archiveserver import LOGIN, TOKEN, Answer, Archive, message
 from astropy.table import Table
-from conftest import program
+from conftest import Done, program
 from test_archives import assert_whole, tarball, votable
 
 from stellarcli import catalog, checkpoint
-from stellarcli.archives import batch, verification
+from stellarcli.archives import crew, sdss, verification
 from stellarcli.archives.store import JOURNAL
 
 RELEASE = ("--dr", "10", "--version", "v2.0")
 
 
+def spread(*arguments):
+    """As `program`; even a few files are spread over processes."""
+    code = (
+        "import sys\nfrom stellarcli.archives import crew\n"
+        "crew.MANY, crew.FIRST_WAIT = 1, 0.01\nsys.argv[0] = 'stellar'\n"
+        "from stellarcli.__main__ import main\nmain()"
+    )
+    words, environment = program(*arguments)
+    return [sys.executable, "-c", code, *words[3:]], environment
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(batch, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(crew, "FIRST_WAIT", 0.01)
 
 
 @pytest.fixture
@@ -63,10 +75,29 @@ def spectra(folder):
 
 
 def test_by_identifier(lamost, few_spectra, here):
-    done = lamost("--obsid", "5003,5001", "--obsid", "5002", "-o", "raw")
+    done = lamost("--obsid", "5003, 5001", "--obsid", "5002", "-o", "raw")
     assert done.status == 0, done.err
     assert spectra("raw") == [few_spectra[n][0] for n in (5001, 5002, 5003)]
     assert "3 files in raw" in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "files", "failed"),
+    [
+        ("\ufeffobsid,ra\n5001,1\n5002,2\n", 2, []),  # a byte-order mark
+        ("ra,ObsID\r\n1,5001\r\n2,5002\r\n", 2, []),
+        ("obsid,ra\n 5001 ,1\n5002  ,2\n", 2, []),
+        ("obsid\n5001\n5002\n5001\n", 2, []),
+        ("obsid,ra\n5001.0,1\n5002.5,2\n,3\n-9999,4\n", 1, [2, 3, 4]),
+    ],
+)
+def test_lists_as_people_write_them(lamost, here, text, files, failed):
+    Path("list.csv").write_bytes(text.encode())
+    done = lamost("--from", "list.csv", "-o", "raw", "--log", "log")
+    assert done.status == (3 if failed else 0), done.err
+    assert len(spectra("raw")) == files
+    for row in failed:
+        assert f"row {row}: the row has no identifier" in Path("log").read_text()
 
 
 def test_from_a_catalogue_with_a_filter(lamost, few_spectra, catalogue):
@@ -239,6 +270,13 @@ def test_an_archive_that_is_away(stellar, here):
         (("--cone", "nan,2,1"), "RA is nan"),
         (("--from", "none.fits"), "there is no table none.fits"),
         (("--from", "other.csv"), "obsid or objid"),
+        (("--from", "bare.csv"), "into its first line"),
+        (("--from", "semicolons.csv"), "semicolons between them"),
+        (("--from", "tabs.csv"), "tabs between them"),
+        (("--from", "empty.csv"), "has no rows"),
+        (("--from", "list.txt"), "has to end in .csv"),
+        (("--from", "cut.fits"), "a whole table"),
+        (("--from", "cat.fits[1][snr>5]"), "filter in brackets"),
         (("--from", "cat.fits[1][snrg>1e9]"), "has no rows"),
         (("--from-tar", "yesterday"), "20231101"),
         (("--obsid", "5001", "--url", "lamost"), "is no address"),
@@ -248,6 +286,12 @@ def test_an_archive_that_is_away(stellar, here):
 )
 def test_wrong_arguments(lamost, archive, catalogue, arguments, words):
     Path("other.csv").write_text("ra,dec\n1,2\n")
+    Path("bare.csv").write_text("5001\n5002\n")
+    Path("list.txt").write_text("5001\n5002\n")
+    Path("semicolons.csv").write_text("obsid;ra\n5001;2\n")
+    Path("tabs.csv").write_text("obsid\tra\n5001\t2\n")
+    Path("empty.csv").write_text("obsid,ra\n")
+    Path("cut.fits").write_bytes(catalogue.read_bytes()[:6000])
     archive.releases = {"another": "shape"}  # so that a token could be needed
     done = lamost(*arguments, "-o", "raw")
     assert done.status == 2, done.err
@@ -346,7 +390,7 @@ def test_a_token_that_is_not_accepted(stellar, archive, here, monkeypatch):
 @pytest.mark.skipif(not os.path.exists("/proc/self/cmdline"), reason="needs /proc")
 def test_the_token_is_in_no_process_list(archive, here):
     archive.special["/openapi/dr12/v1.0/lrs/spectrum/fits"] = lambda *_: None
-    words, environment = program(
+    words, environment = spread(
         *("fetch", "lamost", "--dr", "12", "--version", "v1.0"),
         *("--obsid", "5001", "-o", "raw"),
     )
@@ -365,6 +409,19 @@ def test_the_token_is_in_no_process_list(archive, here):
     assert process.returncode == 130
     assert TOKEN.encode() not in errors
     assert b"--resume" in errors
+
+
+def test_the_token_is_looked_for(archive, here):
+    """What watches over all tests does find it."""
+    command = ["printenv", "SECRET"]
+    for shown in (TOKEN, quote(TOKEN), quote(TOKEN, safe="")):
+        environment = {**os.environ, "SECRET": f"it is {shown}!"}
+        with pytest.raises(AssertionError, match="a token is shown"):
+            subprocess.run(command, env=environment, capture_output=True)
+        with pytest.raises(AssertionError, match="a token is shown"):
+            subprocess.run(["true", shown])
+        with pytest.raises(AssertionError, match="a token is shown"):
+            Done(0, b"", f"failed: {shown}")
 
 
 # ---------------------------------------------------------------- resume and disks
@@ -389,15 +446,73 @@ def test_existing_files_are_refused_then_skipped(lamost, few_spectra, catalogue)
     assert Path("t.fits").read_bytes() == before
 
 
+def children(number):
+    """Paths in /proc of a process's children; none where there is no /proc."""
+    try:
+        text = Path(f"/proc/{number}/task/{number}/children").read_text()
+    except OSError:
+        return []
+    return [f"/proc/{word}" for word in text.split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks only there")
+def test_a_faulty_archive_and_several_processes(archive, catalogue):
+    archive.faults, archive.hang = 0.3, 5.0
+    archive.random.seed(7)
+    kinds = [k for k in archive.kinds if k not in ("503", "429", "json")]
+    archive.kinds = kinds
+    words, environment = spread(
+        *("fetch", "lamost", *RELEASE, "--from", "cat.fits", "-o", "raw", "--json"),
+        *("--timeout", "0.5", "--retries", "12"),
+    )
+    done = subprocess.run(words, env=environment, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["files"] == 20
+    assert archive.given
+    assert_whole(Path("raw"), archive.spectra)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks only there")
+def test_processes_keep_to_one_rate(archive, catalogue):
+    start = time.monotonic()
+    words, environment = spread(
+        *("fetch", "lamost", *RELEASE, "--from", "cat.fits", "-o", "raw"),
+        *("--rate", "20"),
+    )
+    subprocess.run(words, env=environment, check=True, timeout=60, capture_output=True)
+    assert time.monotonic() - start >= 19 / 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks only there")
+def test_a_process_that_is_killed(archive, few_spectra, catalogue):
+    archive.latency = 0.3
+    words, environment = spread(
+        *("fetch", "lamost", *RELEASE, "--from", "cat.fits", "-o", "raw"),
+        *("--connections", "2"),
+    )
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE)
+    wait_until(lambda: len(spectra("raw")) >= 2)
+    os.kill(int(children(process.pid)[0].rpartition("/")[2]), signal.SIGKILL)
+    errors = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 1
+    assert "was killed" in errors
+    assert "--resume" in errors
+    there = {path.name: path.read_bytes() for path in Path("raw").glob("[!.]*")}
+    assert there.items() <= dict(few_spectra.values()).items()
+    assert {path.name for path in Path("raw").glob(".*")} == {JOURNAL}
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_run_goes_on(archive, few_spectra, catalogue, number):
     archive.latency = 0.2
     arguments = ("fetch", "lamost", *RELEASE, "--from", "cat.fits", "-o", "raw")
-    words, environment = program(*arguments, "--connections", "2")
+    words, environment = spread(*arguments, "--connections", "2")
     process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE)
     wait_until(lambda: len(spectra("raw")) >= 4)
+    workers = children(process.pid)
     process.send_signal(number)
     process.communicate(timeout=60)
+    wait_until(lambda: not any(map(os.path.exists, workers)))
     statuses = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
     assert process.returncode == statuses[number]
     assert 4 <= len(spectra("raw")) < 20
@@ -555,15 +670,43 @@ def test_sdss_plates(stellar, archive, here):
     assert "no such file" in catalog.read("o.fits").rows["fetch_error"][1]
 
 
-def test_sdss_fields(stellar, archive, here):
+@pytest.mark.parametrize(
+    ("dr", "tree"),
+    [
+        ("19", "dr19/spectro/boss/redux/v6_1_3/spectra/lite/015143/59205"),
+        ("20", "dr20/spectro/boss/redux/v6_2_1/spectra/daily/lite/015XXX/015143/59205"),
+    ],
+)
+def test_sdss_fields(stellar, archive, here, dr, tree):
     content = surveyfiles.sdss_spec(here / "spec.fits").read_bytes()
     name = "spec-015143-59205-4544940698.fits"
-    tree = "/sas/dr19/spectro/boss/redux/v6_1_3/spectra/lite/015XXX/015143/59205"
-    archive.static[f"{tree}/{name}"] = content
+    archive.static[f"/sas/{tree}/{name}"] = content
     Path("t.csv").write_text("field,mjd,catalogid\n15143,59205,4544940698\n")
-    done = stellar("fetch", "sdss", "--dr", "19", "--from", "t.csv", "-o", "raw")
+    done = stellar("fetch", "sdss", "--dr", dr, "--from", "t.csv", "-o", "raw")
     assert done.status == 0, done.err
     assert spectra("raw") == [name]
+
+
+@pytest.mark.parametrize(
+    ("dr", "plate", "tree"),
+    [
+        ("16", 4055, "dr16/eboss/spectro/redux/v5_13_0/spectra/lite"),
+        ("17", 350, "dr17/sdss/spectro/redux/26/spectra/lite"),
+        (
+            "18",
+            4055,
+            "dr18/prior-surveys/sdss4-dr17-eboss/spectro/redux/v5_13_2/spectra/lite",
+        ),
+        ("19", 350, "dr19/prior-surveys/sdss2-dr8-sdss/spectro/redux/26/spectra/lite"),
+    ],
+)
+def test_where_releases_keep_their_plates(dr, plate, tree):
+    rows = np.array(
+        [(plate, 55000, 7)], [("plate", "i4"), ("mjd", "i4"), ("fiber", "i4")]
+    )
+    order = sdss.spectra("base", catalog.Table(rows), int(dr))
+    addresses = order.make(order.wanted[0]).addresses
+    assert addresses[0] == f"base/{tree}/{plate:04d}/spec-{plate:04d}-55000-0007.fits"
 
 
 @pytest.mark.parametrize(
@@ -597,8 +740,6 @@ def frame(run, camcol, band):
 
 
 def test_frames_of_each_star(stellar, archive, here, monkeypatch):
-    from stellarcli.archives import sdss
-
     monkeypatch.setattr(sdss, "SKYSERVER_RATE", 1000.0)
     tree = "/sas/dr17/eboss/photoObj/frames/301/3699/2"
     for band in "gri":

@@ -1,11 +1,13 @@
 """Getting files from the archives, whole or not at all.
 
 =============  =====================================================================
-client         one GET: connections, redirects, limits, time-outs, what went wrong
+wire           HTTP on connections that stay open
+client         one GET: redirects, limits, time-outs, the token, what went wrong
 token          the secret that releases not yet public ask for
 verification   whether bytes are a whole FITS file, and the right one
 store          the directory that files go to: names, journal, resume
-batch          many small files: threads, queue, repetitions
+crew           threads and processes that fetch small files; repetitions
+batch          many small files: what became of them
 transfer       one large file, continued where it was cut
 nights         the spectra in a tarball of a night
 orders         catalogue rows as files to fetch, and the table of what was fetched

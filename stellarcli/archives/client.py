@@ -7,29 +7,29 @@ TLS certificates are always verified; there is no option against it.
 from __future__ import annotations
 
 import json
-import logging
 import re
+import socket
 import ssl
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
+from multiprocessing.context import BaseContext
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
-import urllib3
-
 from stellarcli import __version__
+from stellarcli.archives import wire
 from stellarcli.archives.token import Token
 from stellarcli.errors import FetchError, Trouble, UsageError
 
 CONNECTIONS = 8
 TIMEOUT = 30.0  # s without a byte
 CONNECT_TIMEOUT = 10.0  # s
-CHUNK = 1 << 18  # bytes
 SLOWEST = 1000.0  # bytes/s; slower bodies, on average, count as hanging
 REDIRECTS = 5
 LONGEST_WAIT = 120.0  # s that Retry-After may ask for
@@ -41,11 +41,7 @@ LOGIN_ADDRESS = re.compile(r"log-?in|oauth|passport|sso|signin", re.IGNORECASE)
 LOGIN_PAGE = re.compile(
     rb"log\s*-?in|sign\s*-?in|password|oauth|\xe7\x99\xbb\xe5\xbd\x95", re.I
 )
-
-# its debug messages quote addresses, and thereby tokens
-logging.getLogger("urllib3").addFilter(lambda record: record.levelno > logging.DEBUG)
-for _name in ("connectionpool", "connection", "util.retry", "response", "poolmanager"):
-    logging.getLogger(f"urllib3.{_name}").setLevel(logging.ERROR)
+PLAIN_NAME = re.compile(r'\s*attachment\s*;\s*filename="?([\w.+-]+)"?\s*', re.ASCII)
 
 
 class Stopped(Exception):
@@ -58,21 +54,24 @@ class Reply:
 
     Attributes
     ----------
-    response : urllib3.BaseHTTPResponse
-    length : int or None
-        Bytes of the body, if the server says so.
-    name : str
-        File name that the server proposes; anything may be in it.
+    answer : wire.Answer
     """
 
-    response: urllib3.BaseHTTPResponse
-    length: int | None
-    name: str
+    answer: wire.Answer
 
     @property
-    def headers(self) -> Mapping[str, str]:
-        """Headers by name, in any case."""
-        return self.response.headers
+    def length(self) -> int | None:
+        """Bytes of the body, if the server says so."""
+        return self.answer.length
+
+    @property
+    def name(self) -> str:
+        """File name that the server proposes; anything may be in it."""
+        return _proposed_name(self.header("Content-Disposition"))
+
+    def header(self, name: str) -> str:
+        """Return a header; empty if there is none."""
+        return self.answer.headers.get(name.lower(), "")
 
 
 class Client:
@@ -111,15 +110,24 @@ class Client:
         self.timeout = timeout
         self.stop = threading.Event()
         self._interval = 1.0 / rate if rate else 0.0
-        self._lock = threading.Lock()
-        self._turn = 0.0  # by the monotonic clock: when the next request may start
-        self._pool = _pool(self.base, connections, timeout)
-        # the usual case spares urllib3 to take every address apart; not for a proxy
-        direct = type(self._pool) is urllib3.PoolManager
-        self._home = self._pool.connection_from_url(self.base) if direct else None
-        self._root = len("{0.scheme}://{0.netloc}".format(urlsplit(self.base)))
+        # by the monotonic clock: when the next request may start
+        self._turn: Any = SimpleNamespace(value=0.0)
+        self._lock: Any = threading.Lock()
+        self._lines = wire.Connections(connections, timeout, CONNECT_TIMEOUT)
+        address = urlsplit(self.base)
+        wire.proxy_of(address.scheme, address.hostname or "")  # now, not in a thread
         if token is not None:
             _check_private(self.base)
+
+    def share(self, context: BaseContext) -> None:
+        """Let processes that are made of this one keep to one rate and its pauses."""
+        self._turn = context.Value("d", self._turn.value)
+        self._lock = self._turn.get_lock()
+
+    def settle(self, connections: int) -> None:
+        """Go on in a new process, with a share of the connections."""
+        self.connections = connections
+        self._lines.forget()
 
     def mask(self, text: str) -> str:
         """Return a text without the token."""
@@ -128,7 +136,7 @@ class Client:
     def pause(self, seconds: float) -> None:
         """Let no request start for some time."""
         with self._lock:
-            self._turn = max(self._turn, time.monotonic() + seconds)
+            self._turn.value = max(self._turn.value, time.monotonic() + seconds)
 
     def sleep(self, seconds: float) -> None:
         """Wait; raise `Stopped` as soon as the run has ended."""
@@ -169,11 +177,11 @@ class Client:
             join = "&" if "?" in address else "?"
             address += join + urlencode(parameters)
         for _ in range(REDIRECTS + 1):
-            response = self._send(address, headers or {})
-            location = response.headers.get("Location")
-            if response.status not in (301, 302, 303, 307, 308) or not location:
-                return self._checked(response)
-            response.close()
+            reply = Reply(self._send(address, headers or {}))
+            location = reply.header("Location")
+            if reply.answer.status not in (301, 302, 303, 307, 308) or not location:
+                return self._checked(reply)
+            reply.answer.close()
             address = self._target(address, location, secret)
         raise FetchError("the archive redirects in circles")
 
@@ -205,22 +213,18 @@ class Client:
         try:
             if reply.length is not None and reply.length > limit:
                 raise _too_long(f"{reply.length} bytes", limit)
-            while chunk := reply.response.read1(CHUNK):
-                received += len(chunk)
+            while piece := reply.answer.read():
+                received += len(piece)
                 if received > limit:
                     raise _too_long("more and more", limit)
                 self._check_speed(received, time.monotonic() - start)
-                yield chunk
-            if reply.length not in (None, received):
-                raise _cut(received, reply.length)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            if reply.length is not None and "IncompleteRead" in repr(error):
-                raise _cut(received, reply.length) from None
+                yield piece
+        except wire.Ended:
+            raise _cut(received, reply.length) from None
+        except OSError as error:
             raise self._failure(error) from None
         finally:
-            if reply.length != received:
-                reply.response.close()  # what is left in it would be the next answer
-            reply.response.release_conn()
+            reply.answer.close()  # what is left in it would be the next answer
 
     def _check_speed(self, received: int, seconds: float) -> None:
         if self.stop.is_set():
@@ -231,27 +235,15 @@ class Client:
                 f"{SLOWEST:.0f} a second"
             )
 
-    def _send(
-        self, address: str, headers: Mapping[str, str]
-    ) -> urllib3.BaseHTTPResponse:
+    def _send(self, address: str, headers: Mapping[str, str]) -> wire.Answer:
         with self._lock:
             now = time.monotonic()
-            turn = max(now, self._turn)
-            self._turn = turn + self._interval
+            turn = max(now, self._turn.value)
+            self._turn.value = turn + self._interval
         self.sleep(turn - now)
-        options = {
-            "headers": {**HEADERS, **headers},
-            "redirect": False,
-            "retries": False,
-            "preload_content": False,
-            "decode_content": False,
-        }
         try:
-            if self._home is not None and address.startswith(f"{self.base}/"):
-                target = address[self._root :]
-                return self._home.urlopen("GET", target, **options)
-            return self._pool.request("GET", address, **options)
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            return self._lines.get(address, {**HEADERS, **headers})
+        except (OSError, ValueError) as error:
             raise self._failure(error) from None
 
     def _target(self, address: str, location: str, secret: bool) -> str:
@@ -279,26 +271,26 @@ class Client:
             )
         return target
 
-    def _checked(self, response: urllib3.BaseHTTPResponse) -> Reply:
+    def _checked(self, reply: Reply) -> Reply:
         """Return the reply, or raise the error that its status means."""
-        if response.status in (200, 206):
-            return Reply(response, _length(response), _proposed_name(response))
-        words = self._words(response)
-        status = f"HTTP status {response.status}" + (f" ({words})" if words else "")
-        wait = _retry_after(response.headers.get("Retry-After"))
-        if response.status in (429, 503) and wait:
+        number = reply.answer.status
+        if number in (200, 206):
+            return reply
+        words = self._words(reply)
+        status = f"HTTP status {number}" + (f" ({words})" if words else "")
+        wait = _retry_after(reply.header("Retry-After"))
+        if number in (429, 503) and wait:
             self.pause(wait)
-        if response.status in BUSY:
+        if number in BUSY:
             raise FetchError(status, Trouble.PASSING, wait)
-        if response.status in (401, 403, 407):
+        if number in (401, 403, 407):
             raise FetchError(f"{status}: access refused", Trouble.LOGIN)
-        if response.status in (404, 410):
+        if number in (404, 410):
             raise FetchError(f"{status}: no such file", Trouble.ABSENT)
         raise FetchError(status, Trouble.ANSWER)
 
-    def _words(self, response: urllib3.BaseHTTPResponse) -> str:
+    def _words(self, reply: Reply) -> str:
         """Return what the body of an error says, if it is JSON."""
-        reply = Reply(response, _length(response), "")
         try:
             return self.words_of(b"".join(self.body(reply, WORDS)))
         except FetchError:
@@ -322,47 +314,25 @@ class Client:
         if self.stop.is_set():
             raise Stopped
         where = urlsplit(self.base).netloc
-        cause = _root(error)
-        errors = urllib3.exceptions
-        if isinstance(error, errors.NameResolutionError):
+        if isinstance(error, socket.gaierror):
             return FetchError(f"the name of {where} can't be resolved")
-        if isinstance(cause, ssl.SSLCertVerificationError):
+        if isinstance(error, ssl.SSLCertVerificationError):
             return FetchError(
-                f"the certificate of {where} isn't valid: {cause.verify_message}",
+                f"the certificate of {where} isn't valid: {error.verify_message}",
                 Trouble.REFUSED,
             )
-        timeouts = errors.ConnectTimeoutError, errors.ReadTimeoutError, TimeoutError
-        refused = isinstance(error, errors.NewConnectionError)  # one of the former
-        if isinstance(error, timeouts) and not refused:
+        if isinstance(error, TimeoutError):
             return FetchError(f"nothing came for {self.timeout:g} s")
-        if isinstance(error, errors.LocationParseError | errors.LocationValueError):
+        if isinstance(error, ValueError):
             return FetchError("the archive names an address that is none")
-        text = getattr(cause, "strerror", None) or type(cause).__name__
-        return FetchError(f"the connection failed ({self.mask(str(text))})")
+        text = error.strerror or str(error) or type(error).__name__
+        return FetchError(f"the connection failed ({self.mask(text)})")
 
 
 HEADERS = {
     "User-Agent": f"stellar/{__version__} (stellarcli)",
     "Accept-Encoding": "identity",  # lengths and Range mean the file, then
 }
-
-
-def _pool(base: str, connections: int, timeout: float) -> urllib3.PoolManager:
-    """Make connections, through the proxy of the environment if there is one."""
-    options = {
-        "maxsize": connections,
-        "block": False,
-        "timeout": urllib3.Timeout(connect=min(CONNECT_TIMEOUT, timeout), read=timeout),
-        # verifies certificates and names; stated, so that no default can undo it
-        "ssl_context": ssl.create_default_context(),
-        "cert_reqs": "CERT_REQUIRED",
-        "assert_hostname": None,
-    }
-    address = urlsplit(base)
-    proxy = urllib.request.getproxies().get(address.scheme)
-    if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
-        return urllib3.ProxyManager(proxy, **options)
-    return urllib3.PoolManager(**options)
 
 
 def check_address(text: str) -> str:
@@ -408,15 +378,12 @@ def _origin(address: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or ports.get(parts.scheme)
 
 
-def _length(response: urllib3.BaseHTTPResponse) -> int | None:
-    text = response.headers.get("Content-Length", "")
-    chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
-    return int(text) if text.isascii() and text.isdigit() and not chunked else None
-
-
-def _proposed_name(response: urllib3.BaseHTTPResponse) -> str:
+def _proposed_name(disposition: str) -> str:
+    plain = PLAIN_NAME.fullmatch(disposition)
+    if plain or not disposition:
+        return plain[1] if plain else ""
     message = Message()
-    message["Content-Disposition"] = response.headers.get("Content-Disposition", "")
+    message["Content-Disposition"] = disposition
     try:
         return message.get_filename("") or ""
     except (LookupError, ValueError):  # names in encodings that don't exist
@@ -436,13 +403,6 @@ def _retry_after(text: str | None) -> float:
         date = date if date.tzinfo else date.replace(tzinfo=UTC)
         seconds = (date - datetime.now(UTC)).total_seconds()
     return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else 0.0
-
-
-def _root(error: BaseException) -> BaseException:
-    """Return the error at the bottom of those that urllib3 wraps around it."""
-    inside = [error.__cause__, *error.args]
-    found = next((e for e in inside if isinstance(e, BaseException)), None)
-    return error if found is None else _root(found)
 
 
 def _cut(received: int, length: int | None) -> FetchError:

@@ -305,7 +305,7 @@ def parse_obsids(texts: Sequence[str]) -> Table:
     UsageError
         If one of them isn't a whole number.
     """
-    words = [word.strip() for text in texts for word in text.split(",")]
+    words = [word for text in texts for word in re.split(r"\s*[,\s]\s*", text.strip())]
     for word in words:
         if not (word.isascii() and word.isdigit() and 0 < int(word) < 2**63):
             raise UsageError(
@@ -447,9 +447,6 @@ def catalogue(name: str, release: Release, base: str) -> tuple[str, list[str]]:
 
 def tarball(source: str, release: Release, base: str, medium: bool) -> str:
     """Address of the spectra of one night, ``YYYYMMDD``; an address stays what it is.
-
-    Only that of the medium-resolution survey is known from use; the other follows its
-    pattern.
 
     Raises
     ------

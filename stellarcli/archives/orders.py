@@ -62,9 +62,13 @@ def column_of(table: Table, names: Sequence[str], what: str) -> np.ndarray:
     column = table.find(*names)
     if column is None:
         known = ", ".join(table.rows.dtype.names[:40]) or "none"
+        # of a bare list, the first row is taken for the names of the columns
+        bare = all(whole(name) for name in table.rows.dtype.names)
+        hint = " Write the names of the columns into its first line." if bare else ""
         raise UsageError(
             f"{table.name or 'the table'} has no column of the {what}: it must be "
             f"called {' or '.join(names)}, in any case of letters. It has: {known}."
+            + hint
         )
     return table.rows[column]
 
@@ -271,5 +275,6 @@ def reasons(order: Order, outcome: Outcome) -> list[tuple[str, str]]:
     """Key and reason of every file that isn't there, as a log wants them."""
     every: Mapping[str, FetchError] = {**order.troubles, **outcome.troubles}
     found = [(key, str(error)) for key, error in every.items()]
-    empty = sum(key == "" for keys in order.keys.values() for key in keys)
-    return found + [("a row", "the row has no identifier")] * empty
+    rows = enumerate(zip(*order.keys.values(), strict=True), start=1)
+    empty = [number for number, row in rows if "" in row]
+    return found + [(f"row {n}", reason_of(order, outcome, "")) for n in empty]

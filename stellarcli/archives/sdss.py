@@ -25,7 +25,10 @@ ADDRESS = "https://data.sdss.org/sas"
 SKYSERVER = "https://skyserver.sdss.org"
 LEGACY = ("26", "103", "104")  # RUN2D of the SDSS spectrographs
 EBOSS = {13: "v5_7_2", 14: "v5_10_0", 15: "v5_10_0", 16: "v5_13_0", 17: "v5_13_2"}
-SDSS5 = {18: "v6_0_4", 19: "v6_1_3"}
+EBOSS |= dict.fromkeys((18, 19, 20), "v5_13_2")  # the last one
+SDSS5 = {18: "v6_0_4", 19: "v6_1_3", 20: "v6_2_1"}
+GROUPED = 20  # from here on, fields are in folders of a thousand
+PRIOR = {"sdss": "sdss2-dr8-sdss", "eboss": "sdss4-dr17-eboss"}  # since DR18
 APOGEE = {16: "r12", 17: "dr17"}  # reduction, by release
 ASPCAP = {16: "l33", 17: "synspec_rev1"}
 KINDS = ("star", "visit", "aspcap")
@@ -115,12 +118,14 @@ def _plates(values: list[int], dr: int, run2d: str, kind: str) -> list[str]:
     paths = []
     for run in runs:
         survey = "sdss" if run in LEGACY else "eboss"
-        tree = f"dr{dr}/{survey}/spectro/redux/{run}/spectra"
+        trees = [f"dr{dr}/{survey}/spectro/redux/{run}/spectra"]
         if dr >= 18:
-            tree = f"dr{dr}/spectro/{survey}/redux/{run}/spectra"
-        paths += [f"{tree}/{kind}/{file}"]
-        if kind == "full":  # older releases have no folder of that name
-            paths += [f"{tree}/{file}"]
+            prior = f"dr{dr}/prior-surveys/{PRIOR[survey]}/spectro/redux/{run}/spectra"
+            trees = [prior, f"dr{dr}/spectro/{survey}/redux/{run}/spectra"]
+        for tree in trees:
+            paths += [f"{tree}/{kind}/{file}"]
+            if kind == "full" or dr >= 18:  # not all have a folder of that name
+                paths += [f"{tree}/{file}"]
     return paths
 
 
@@ -133,10 +138,12 @@ def _sdss5(values: list[int], dr: int, run2d: str, kind: str) -> list[str]:
             f"({', '.join(f'DR{n}: {v}' for n, v in SDSS5.items())}); add a column "
             "run2d to the table."
         )
-    group = f"{field // 1000:03d}XXX"
+    tree = f"dr{dr}/spectro/boss/redux/{run}/spectra"
+    end = f"{field:06d}/{mjd}/spec-{field:06d}-{mjd}-{catalogid}.fits"
+    if dr >= GROUPED:
+        return [f"{tree}/daily/{kind}/{field // 1000:03d}XXX/{end}"]
     return [
-        f"dr{dr}/spectro/boss/redux/{run}/spectra/{kind}/{group}/{field:06d}/{mjd}/"
-        f"spec-{field:06d}-{mjd}-{catalogid}.fits",
+        f"{tree}/{kind}/{end}",
         f"dr{dr}/spectro/sdss/redux/{run}/spectra/{kind}/{field}p/{mjd}/"
         f"spec-{field}-{mjd}-{catalogid}.fits",
     ]

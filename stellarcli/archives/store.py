@@ -6,16 +6,17 @@ down in a journal, a hidden file in the directory, from which ``--resume`` goes 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
-import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from stellarcli import catalog
 from stellarcli.archives import verification
@@ -63,6 +64,29 @@ class Item:
     proposed: bool = False
 
 
+class Written(NamedTuple):
+    """A verified file under a temporary name.
+
+    Attributes
+    ----------
+    part : str
+        That name, in the directory.
+    names : list of str
+        That the archive proposes.
+    ending : str
+        Of its compression.
+    size : int
+        Bytes.
+    crc32 : int
+    """
+
+    part: str
+    names: list[str]
+    ending: str
+    size: int
+    crc32: int
+
+
 class Journal:
     """Which file of a directory holds what, and its checksum.
 
@@ -83,6 +107,7 @@ class Journal:
         self.path = directory / JOURNAL
         self.entries: dict[str, dict] = {}
         self.owners: dict[str, str] = {}  # key by name of file
+        self._noted: list[str] = []  # lines to be written
         try:
             self._lines = self.path.open("ab+", buffering=0)
         except OSError as error:
@@ -131,13 +156,35 @@ class Journal:
         return entry is not None and (self.path.parent / entry["file"]).exists()
 
     def record(self, key: str, file: str, crc32: int) -> None:
-        """Write down that a file is finished."""
+        """Note that a file is finished; `write` writes it down."""
         entry = {"key": key, "file": file, "crc32": crc32}
-        path = str(self.path)
-        with catalog.explained(path, path):
-            self._lines.write(self._start + json.dumps(entry).encode() + b"\n")
-        self._start = b""
         self._add(entry)
+        self._noted.append(json.dumps(entry))
+
+    def write(self) -> None:
+        """Write down what has been noted.
+
+        A file that is whole, but not written down when the machine fails, is fetched
+        again; one that is written down counts as whole only with the right checksum.
+
+        Raises
+        ------
+        StellarError
+            If the disk is full.
+        """
+        if self._noted:
+            path = str(self.path)
+            text = "\n".join([*self._noted, ""]).encode()
+            with catalog.explained(path, path):
+                rest = memoryview(self._start + text)
+                while rest:
+                    rest = rest[self._lines.write(rest) :]
+            self._start = b""
+            self._noted = []
+
+    def forget(self) -> None:
+        """Let go of the file in a new process, so that the lock stays the parent's."""
+        self._lines.close()
 
     def close(self) -> None:
         """Close the file; one without entries leaves nothing behind."""
@@ -168,9 +215,8 @@ class Store:
         self.overwrite = overwrite
         prepare(self.directory)
         self.journal = Journal(self.directory)
-        self._lock = threading.Lock()
-        for leftover in self.directory.glob(f".*{PART}"):
-            leftover.unlink(missing_ok=True)
+        self._count = itertools.count()
+        self.tidy()
         self._there = set(os.listdir(self.directory))
 
     def __enter__(self) -> Store:
@@ -180,14 +226,48 @@ class Store:
         self.journal.close()
 
     def keep(self, item: Item, content: bytes, names: Sequence[str]) -> str:
-        """Write a verified file under the first name that can be its own.
+        """Write a verified file and give it its name; see `write` and `place`."""
+        name = self.place(item, self.write(content, names))
+        self.journal.write()
+        return name
+
+    def write(self, content: bytes, names: Sequence[str] = ()) -> Written:
+        """Write a verified file under a temporary name; in any thread or process.
 
         Parameters
         ----------
-        item : Item
         content : bytes
         names : sequence of str
             Proposals of the archive, which may be anything.
+
+        Raises
+        ------
+        StellarError
+            If the disk is full.
+        """
+        part = f".{os.getpid()}-{next(self._count)}{PART}"
+        path = os.path.join(self.directory, part)
+        with catalog.explained(str(self.directory), path):
+            try:
+                # nothing here is faster than the system's own calls
+                file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+                try:
+                    written = os.write(file, content)
+                    while written < len(content):  # a disk that is nearly full
+                        written += os.write(file, content[written:])
+                finally:
+                    os.close(file)
+            except BaseException:
+                with suppress(OSError):
+                    os.remove(path)
+                raise
+        ending = verification.ending(content)
+        return Written(part, list(names), ending, len(content), zlib.crc32(content))
+
+    def place(self, item: Item, written: Written) -> str:
+        """Give a file that is written the first name that can be its own.
+
+        The journal has a note of it then, to be written with those of other files.
 
         Returns
         -------
@@ -201,54 +281,48 @@ class Store:
         StellarError
             If the disk is full.
         """
-        ending = verification.ending(content)
-        plain = [_plain(name) for name in names if NAME.fullmatch(name)]
+        part = os.path.join(self.directory, written.part)
+        try:
+            name = self._name(item, written)
+            path = os.path.join(self.directory, name)
+            with catalog.explained(path, part):
+                os.replace(part, path)
+        except BaseException:
+            with suppress(OSError):
+                os.remove(part)
+            raise
+        self.journal.record(item.key, name, written.crc32)
+        return name
+
+    def tidy(self) -> None:
+        """Remove temporary files; nobody may be writing."""
+        for leftover in self.directory.glob(f".*{PART}"):
+            leftover.unlink(missing_ok=True)
+
+    def _name(self, item: Item, written: Written) -> str:
+        plain = [_plain(name) for name in written.names if NAME.fullmatch(name)]
         own = _plain(item.name)
         identifier = re.sub(r"[^\w+-]", "_", item.key.rpartition("/")[2], flags=re.A)
         choices = [*plain, own] if item.proposed else [own]
         choices.append(f"{choices[0].removesuffix('.fits')}_{identifier}.fits")
-        with self._lock:
-            name = next(
-                (
-                    choice + ending
-                    for choice in choices
-                    if self._may_take(choice + ending, item.key, content)
-                ),
-                "",
-            )
-            if not name:
-                raise FetchError(
-                    f"{choices[0] + ending} exists and is another file; give "
-                    "--overwrite to replace it, or another directory",
-                    Trouble.REFUSED,
-                )
-            self.journal.owners[name] = item.key
-        path = os.path.join(self.directory, name)
-        part = os.path.join(self.directory, f".{name}{PART}")
-        with catalog.explained(path, part):
-            try:
-                with open(part, "wb", buffering=0) as file:
-                    written = file.write(content)
-                    while written < len(content):  # a disk that is nearly full
-                        written += file.write(content[written:])
-                os.replace(part, path)
-            except BaseException:
-                with suppress(OSError):
-                    os.remove(part)
-                raise
-        crc32 = zlib.crc32(content)
-        with self._lock:
-            self.journal.record(item.key, name, crc32)
-        return name
+        for choice in choices:
+            name = choice + written.ending
+            if self._may_take(name, item.key, written):
+                return name
+        raise FetchError(
+            f"{choices[0] + written.ending} exists and is another file; give "
+            "--overwrite to replace it, or another directory",
+            Trouble.REFUSED,
+        )
 
-    def _may_take(self, name: str, key: str, content: bytes) -> bool:
+    def _may_take(self, name: str, key: str, written: Written) -> bool:
         owner = self.journal.owners.get(name)
         if owner is not None:
             return owner == key
         if self.overwrite or name not in self._there:
             return True
-        path = self.directory / name
-        return path.is_file() and path.read_bytes() == content
+        path, part = self.directory / name, self.directory / written.part
+        return path.is_file() and path.read_bytes() == part.read_bytes()
 
 
 def _plain(name: str) -> str:

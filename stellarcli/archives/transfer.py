@@ -16,8 +16,8 @@ from pathlib import Path
 
 from stellarcli import catalog
 from stellarcli.archives import verification
-from stellarcli.archives.batch import RETRIES, back_off, gives_up
 from stellarcli.archives.client import Client, Reply
+from stellarcli.archives.crew import RETRIES, back_off, gives_up
 from stellarcli.errors import AuthenticationError, FetchError, StellarError, Trouble
 
 LARGEST = 64 << 30  # bytes; nights and catalogues stay well below
@@ -153,12 +153,12 @@ class Part:
         try:
             start, total = _range(reply, start, known)
         except FetchError:
-            reply.response.close()
+            reply.answer.close()
             self.discard()
             raise
         room = shutil.disk_usage(self.path.parent).free - RESERVE
         if total is not None and total - start > room:
-            reply.response.close()
+            reply.answer.close()
             raise StellarError(
                 f"{self.target} needs {(total - start) / 1e9:.2f} GB, and "
                 f"{max(room, 0) / 1e9:.2f} GB are to be had on its disk. Free some "
@@ -185,18 +185,18 @@ class Part:
         return note if whole and note["address"] == address else {}
 
     def _remember(self, address: str, reply: Reply, total: int | None) -> None:
-        strong = reply.headers.get("ETag", "")
+        strong = reply.header("ETag")
         validator = strong if strong.startswith('"') else ""
-        validator = validator or reply.headers.get("Last-Modified", "")
+        validator = validator or reply.header("Last-Modified")
         note = {"address": address, "validator": validator, "total": total}
         self.note.write_text(json.dumps(note), encoding="utf-8")
 
 
 def _range(reply: Reply, start: int, known: dict) -> tuple[int, int | None]:
     """Where the body belongs in the file, and the bytes of the whole."""
-    if reply.response.status != 206:
+    if reply.answer.status != 206:
         return 0, reply.length
-    found = CONTENT_RANGE.fullmatch(reply.headers.get("Content-Range", ""))
+    found = CONTENT_RANGE.fullmatch(reply.header("Content-Range"))
     if not start or not found or int(found[1]) != start:
         raise FetchError("the archive sent another part of the file than was asked for")
     total = int(found[3])

@@ -51,12 +51,22 @@ def check(content: bytes, cards: Mapping[str, object] | None = None) -> Header:
     FetchError
         If it is no whole FITS file, or another one.
     """
-    header = walk(io.BytesIO(_inflated(content)))
+    header = walk(_Memory(_inflated(content)))
     for name, wanted in (cards or {}).items():
         found = header.get(name)
         if found is not None and not _same(found, wanted):
             raise FetchError(f"a wrong file: its {name} is {found}, not {wanted}")
     return header
+
+
+class _Memory(io.BytesIO):
+    """Bytes that need not be copied to be passed over."""
+
+    def skip(self, size: int) -> int:
+        """Pass over at most so many bytes; how many there were."""
+        start = self.tell()
+        end = min(start + size, len(self.getbuffer()))
+        return self.seek(max(end, start)) - start
 
 
 def check_file(path: str | os.PathLike) -> Header:
@@ -222,17 +232,25 @@ def _count(header: Header, name: str, number: int) -> int:
 def _data(stream: IO[bytes], size: int, number: int, wanted: bool) -> int | None:
     """Read data and padding; their ones' complement sum if it is wanted."""
     left, total = size, 0
+    if not wanted and isinstance(stream, _Memory):
+        left -= stream.skip(-(-size // BLOCK) * BLOCK)
+        if left > 0:
+            raise _too_short(number, size, size - left)
     while left > 0:
         piece = _read(stream, min(PIECE, -(-left // BLOCK) * BLOCK))
         if len(piece) < min(PIECE, left):
-            raise FetchError(
-                f"the file is cut short: HDU {number} needs {size} bytes of data, "
-                f"{size - left + len(piece)} are there"
-            )
+            raise _too_short(number, size, size - left + len(piece))
         left -= len(piece)
         if wanted:
             total = _ones_sum(piece, total)
     return total if wanted else None
+
+
+def _too_short(number: int, size: int, there: int) -> FetchError:
+    return FetchError(
+        f"the file is cut short: HDU {number} needs {size} bytes of data, {there} are "
+        "there"
+    )
 
 
 def _ones_sum(data: bytes, start: int = 0) -> int:

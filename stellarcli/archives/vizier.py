@@ -22,7 +22,7 @@ ADDRESS = "https://tapvizier.cds.unistra.fr/TAPVizieR/tap"
 CATALOGUES = {
     "lamost-kepler-mk": ("J/AJ/151/13", "MK classes of LAMOST-Kepler stars"),
     "red-clump": ("J/MNRAS/512/1710", "masses and ages, He et al. 2022"),
-    "apogee": ("III/286", "APOGEE-2 DR17 allStar"),
+    "apogee": ("III/286/catalog", "APOGEE-2 DR17 allStar"),
 }
 NAME = re.compile(r"[A-Za-z0-9][\w./+-]*", re.ASCII)
 UPLOAD = 20_000  # rows matched at a time

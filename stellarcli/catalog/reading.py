@@ -61,9 +61,18 @@ def read(
         name = "standard input" if source == "-" else source
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"can't read {name} as {_readable(form)}: {reason[:300]}. Check that it is "
-            "a whole table of that format."
+            f"can't read {name} as {_readable(form)}: {reason[:300]}. "
+            + _next_step(file, extension)
         ) from error
+
+
+def _next_step(file: str, extension: str) -> str:
+    """Say what to look at where a table can't be read."""
+    if extension:
+        return "Check the filter in brackets, and that it is a whole table."
+    if file != "-" and format_of(file) is None:
+        return "If it is text with commas, its name has to end in .csv."
+    return "Check that it is a whole table of that format."
 
 
 def _readable(form: str) -> str:
@@ -111,18 +120,69 @@ def _records(hdu) -> list[Card]:
 
 
 def _read_astropy(file: str, form: str, wanted: Callable[[str], bool]) -> Table:
-    from astropy.table import Table as AstropyTable
-
     # opened here: astropy leaves its own file open when the table is damaged
     with opened(file, form, "r") as content:
         if form == "votable":
-            table = AstropyTable.read(content, format=form)
+            table = _astropy_table().read(content, format=form)
         else:
             lines = content.read().rstrip("\n").split("\n")
-            table = AstropyTable.read(lines, format=form, guess=False)
+            if form == "ascii.csv" and (plain := _plain(lines)) is not None:
+                arrays = {name: plain[name] for name in plain if wanted(name)}
+                size = len(lines) - 1
+                return _table(_structured(arrays, size), {}, {}, file)
+            table = _astropy_table().read(lines, format=form, guess=False)
     if not table.colnames:
         raise ValueError("it has no columns")
+    if form == "ascii.csv" and len(table.colnames) == 1:
+        _check_commas(table.colnames[0], file)
     return from_astropy(table, file, wanted)
+
+
+def _check_commas(heading: str, file: str) -> None:
+    for mark, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if mark in heading:
+            raise UsageError(
+                f"the columns of {file} have {called} between them; CSV has commas. "
+                "Export it again with commas."
+            )
+
+
+def _astropy_table():
+    from astropy.table import Table as AstropyTable
+
+    return AstropyTable
+
+
+WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+WORD = re.compile(r"(?!nan|inf)[A-Za-z][\w .:/+-]*", re.ASCII | re.IGNORECASE)
+
+
+def _plain(lines: list[str]) -> dict[str, np.ndarray] | None:
+    """Columns of a simple CSV file by name; None where more than this is needed.
+
+    Lists of identifiers and files are simple, and astropy takes half a second to be
+    imported. Quotes, gaps, blanks and columns of both words and numbers are left to it.
+    """
+    names, *rows = (line.split(",") for line in lines)
+    shapes = {len(row) for row in rows}
+    if shapes != {len(names)} or len(set(names)) < len(names):
+        return None
+    if not all(WORD.fullmatch(name) for name in names):
+        return None
+    arrays = {}
+    for name, column in zip(names, zip(*rows, strict=True), strict=True):
+        if all(map(WHOLE.fullmatch, column)):
+            arrays[name] = np.array(column, dtype=np.int64)
+        elif all(map(NUMBER.fullmatch, column)):
+            arrays[name] = np.array(column, dtype=np.float64)
+        elif all(map(WORD.fullmatch, column)) and column == tuple(
+            word.strip() for word in column
+        ):
+            arrays[name] = np.array(column, dtype=str)
+        else:
+            return None
+    return arrays
 
 
 def from_astropy(

@@ -1,89 +1,161 @@
 """Throughput of ``stellar fetch lamost`` beside curl's, of the same files.
 
-    python tests/benchmarks/fetch_rate.py DIRECTORY [--latency 0.02] [--runs 3]
+    python tests/benchmarks/fetch_rate.py DIRECTORY [--latency 0 0.005 0.02 0.1]
+        [--runs 3] [--as-is] [--nginx]
 
 A server in a process of its own serves the spectra in DIRECTORY (gzipped if they
-aren't) on this machine, with some latency per answer, as the network of an archive has.
-Both clients get eight connections and take turns; times are those of whole processes,
-start included. ``stellar`` verifies every file, ``curl --parallel`` none; ``xargs
-curl`` is a process per file. Demanded are 70 % of curl's rate.
+aren't, unless ``--as-is``) on this machine, with some latency per answer, as the
+network of an archive has. The clients get eight connections and take turns; times are
+those of whole processes, start included, and the CPU time of each is printed too.
+``stellar`` verifies every file, ``curl --parallel`` none; ``xargs curl`` is a process
+per file, and gets only the first few. With ``--nginx`` that serves the files (without
+latency). Demanded are 70 % of the rate of ``curl --parallel``.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TESTS = Path(__file__).parent.parent
 CONNECTIONS = 8
+FEW = 200  # files for xargs
+PATH = "/openapi/dr10/v2.0/lrs/spectrum/fits"
+CONFIGURATION = """
+daemon off; worker_processes 1; pid {root}/pid; error_log {root}/errors; user root;
+events {{ worker_connections 256; }}
+http {{
+  access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000;
+  open_file_cache max=10000;
+  client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;
+  fastcgi_temp_path {root}/fast; uwsgi_temp_path {root}/u; scgi_temp_path {root}/scgi;
+  server {{ listen 127.0.0.1:{port}; root {root}/files;
+    location = {path} {{ try_files /$arg_obsid.fits.gz =404; }} }} }}
+"""
 
 
 def main() -> None:
-    """Print seconds and files/s of each client."""
+    """Print the rates of each client, at each latency."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--latency", type=float, default=0.02, help="s")
-    parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
-    arguments = [options.directory, "--latency", str(options.latency)]
-    server = subprocess.Popen(
-        [sys.executable, TESTS / "archiveserver.py", *arguments], stdout=subprocess.PIPE
+    parser.add_argument(
+        "--latency", type=float, nargs="+", default=[0.0, 0.005, 0.02, 0.1], help="s"
     )
-    try:
-        port = int(server.stdout.readline())
-        with tempfile.TemporaryDirectory() as folder:
-            measure(f"http://127.0.0.1:{port}", options, Path(folder))
-    finally:
-        server.kill()
-
-
-def measure(url: str, options: argparse.Namespace, folder: Path) -> None:
-    """Run the clients in turn and print their rates."""
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--as-is", action="store_true")
+    parser.add_argument("--nginx", action="store_true")
+    options = parser.parse_args()
     sys.path.insert(0, str(TESTS))
     from archiveserver import spectra_of
 
-    obsids = list(spectra_of(options.directory.glob("*.fits*")))
-    page = f"{url}/openapi/dr10/v2.0/lrs/spectrum/fits?obsid="
-    out = folder / "out"
+    paths = sorted(options.directory.glob("*.fits*"))
+    spectra = spectra_of(paths, compress=not options.as_is)
+    size = sum(len(content) for _, content in spectra.values())
+    print(f"{len(spectra)} files, {size / len(spectra) / 1e3:.0f} kB each")
+    with tempfile.TemporaryDirectory() as folder:
+        if options.nginx:
+            with nginx(spectra, Path(folder)) as url:
+                measure("nginx", url, list(spectra), options.runs, Path(folder))
+            return
+        for latency in options.latency:
+            with server(options, latency) as url:
+                name = f"{latency * 1e3:g} ms"
+                measure(name, url, list(spectra), options.runs, Path(folder))
+
+
+@contextmanager
+def server(options: argparse.Namespace, latency: float) -> Iterator[str]:
+    """Address of the tests' own archive."""
+    words = [options.directory, "--latency", str(latency)]
+    words += ["--as-is"] if options.as_is else []
+    process = subprocess.Popen(
+        [sys.executable, TESTS / "archiveserver.py", *words], stdout=subprocess.PIPE
+    )
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+
+
+@contextmanager
+def nginx(spectra: dict, folder: Path, port: int = 8098) -> Iterator[str]:
+    """Address of a server that costs next to nothing."""
+    root = folder / "nginx"
+    (root / "files").mkdir(parents=True)
+    for obsid, (_, content) in spectra.items():
+        (root / "files" / f"{obsid}.fits.gz").write_bytes(content)
+    text = CONFIGURATION.format(root=root, port=port, path=PATH)
+    (root / "conf").write_text(text)
+    process = subprocess.Popen(["nginx", "-c", root / "conf"])
+    time.sleep(1)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def clients(url: str, obsids: list[int], folder: Path) -> dict[str, list[str]]:
+    """Command lines by name."""
+    page, out = f"{url}{PATH}?obsid=", folder / "out"
     lines = [f'url = "{page}{n}"\noutput = "{out}/{n}.fits.gz"' for n in obsids]
     (folder / "curl.cfg").write_text("\n".join(lines))
     (folder / "list.csv").write_text("obsid\n" + "\n".join(map(str, obsids)))
-    (folder / "list.txt").write_text("\n".join(map(str, obsids)))
+    (folder / "list.txt").write_text("\n".join(map(str, obsids[:FEW])))
     stellar = [sys.executable, "-m", "stellarcli", "fetch", "lamost", "--url", url]
     stellar += ["--dr", "10", "--version", "v2.0", "--from", str(folder / "list.csv")]
     stellar += ["-o", str(out), "--connections", str(CONNECTIONS)]
+    quiet = ["--no-progress-meter", "-sS"]
     parallel = ["--parallel", "--parallel-max", str(CONNECTIONS)]
-    curl = ["curl", "-sS", *parallel, "-K", str(folder / "curl.cfg")]
+    curl = ["curl", *quiet, *parallel, "-K", str(folder / "curl.cfg")]
     one = f"curl -sS -o {out}/{{}}.fits.gz '{page}{{}}'"
     xargs = ["xargs", "-a", str(folder / "list.txt"), "-P", str(CONNECTIONS)]
     xargs += ["-I{}", "sh", "-c", one]
-    clients = {"stellar": stellar, "curl --parallel": curl, "xargs curl": xargs}
-    times = {name: [] for name in clients}
-    for _ in range(options.runs):
-        for name, command in clients.items():
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir()
-            start = time.perf_counter()
-            subprocess.run(
-                command, check=True, stderr=subprocess.DEVNULL, env=os.environ
-            )
-            times[name].append(time.perf_counter() - start)
-            assert len(list(out.glob("[!.]*"))) == len(obsids), name
-    best = statistics.median(times["curl --parallel"])
-    for name, seconds in times.items():
-        middle = statistics.median(seconds)
-        rates = ", ".join(f"{s:.2f}" for s in seconds)
+    return {"stellar": stellar, "curl --parallel": curl, "xargs curl": xargs}
+
+
+def measure(name: str, url: str, obsids: list[int], runs: int, folder: Path) -> None:
+    """Let the clients take turns and print their rates."""
+    commands = clients(url, obsids, folder)
+    seconds = {client: [] for client in commands}
+    work = {client: [] for client in commands}
+    counts = {client: len(obsids) for client in commands}
+    counts["xargs curl"] = min(FEW, len(obsids))
+    for _ in range(runs):
+        for client, command in commands.items():
+            shutil.rmtree(folder / "out", ignore_errors=True)
+            (folder / "out").mkdir()
+            before, start = _cpu(), time.perf_counter()
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+            seconds[client].append(time.perf_counter() - start)
+            work[client].append(_cpu() - before)
+            there = len(list((folder / "out").glob("[!.]*")))
+            assert there == counts[client], client
+    rates = {n: counts[n] / statistics.median(seconds[n]) for n in commands}
+    for client, rate in rates.items():
+        cpu = statistics.median(work[client]) / counts[client] * 1e6
+        shown = ", ".join(f"{s:.2f}" for s in seconds[client])
         print(
-            f"{name:16s} {len(obsids) / middle:7.0f} files/s, {best / middle:5.0%} of "
-            f"curl --parallel ({rates} s)"
+            f"{name:7s} {client:16s} {rate:7.0f} files/s, "
+            f"{rate / rates['curl --parallel']:5.0%} of curl --parallel, CPU "
+            f"{cpu:5.0f} µs a file ({shown} s)",
+            flush=True,
         )
+
+
+def _cpu() -> float:
+    """Seconds that ended children have computed."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":
