@@ -16,6 +16,7 @@ import numpy as np
 
 from stellarcli import catalog, feeding, surveys
 from stellarcli.catalog import Column, Flag, decode_name, encode_name
+from stellarcli.claims import claimed
 from stellarcli.errors import SpectrumError, UsageError
 from stellarcli.feeding import Feed
 from stellarcli.inputs import Task
@@ -263,6 +264,7 @@ def write_table(
         matcher = catalog.Matcher(labels.rows, radius)
     prepare = partial(run, recipe=recipe, exposures=exposures, velocities=velocities)
     with ExitStack() as stack:
+        stack.enter_context(claimed(output))
         chunks = stack.enter_context(closing(ordered_map(prepare, work, workers)))
         if recipe.wavelength is None:
             chunks = stack.enter_context(closing(_equally_wide(chunks, output)))

@@ -112,6 +112,17 @@ class PreparedTable:
                 f"'{path}' holds no spectra. If 'stellar fold' wrote it, 'stellar fold "
                 "--unfold' turns its images into spectra again."
             )
+        shapes = {dtype[name].shape for name in ("FLUX", "IVAR")}
+        wavelengths = self.wavelength
+        if wavelengths is None:
+            wavelengths = np.zeros(0)
+            if "WAVELENGTH" in dtype.names:
+                wavelengths = np.zeros(dtype["WAVELENGTH"].shape)
+        if shapes != {wavelengths.shape} or wavelengths.ndim != 1:
+            raise UsageError(
+                f"prepared table '{path}' is damaged: FLUX, IVAR and wavelengths "
+                "differ in length. Copy it again, or make it anew."
+            )
         if os.path.getsize(self.path) < offset + rows * dtype.itemsize:
             raise UsageError(f"prepared table '{path}' is cut off; copy it again.")
         self._rows = np.memmap(

@@ -17,7 +17,8 @@ import numpy as np
 
 from stellarcli.errors import UsageError, unknown
 from stellarcli.spectrum import SPEED_OF_LIGHT
-from stellarcli.surveys import medium, synthesis
+from stellarcli.surveys import hband, medium, synthesis
+from stellarcli.surveys.cards import card, decimal, header_block, padded, remark
 from stellarcli.surveys.emulator import (
     DEFAULT_RANGES,
     FORMAT_VERSION,
@@ -58,6 +59,7 @@ __all__ = [
     "VELOCITY_SCATTER",
     "Emulator",
     "Simulation",
+    "apogee",
     "block_continuum",
     "card",
     "check_ranges",
@@ -115,13 +117,14 @@ TRUTH_UNITS = {"ra": "deg", "dec": "deg", "teff": "K", "rv": "km/s", "ebv": "mag
 def truth_columns(survey: str) -> list[tuple[str, str]]:
     """Names and types of what is true of a survey's files.
 
-    Those of `TRUTH_COLUMNS`; medium resolution has abundances and no reddening.
+    Those of `TRUTH_COLUMNS`; the others have abundances and no reddening.
     """
-    if survey != "lamost-mrs":
+    if survey == "lamost-lrs":
         return TRUTH_COLUMNS
     columns = [column for column in TRUTH_COLUMNS if column[0] != "ebv"]
     place = [name for name, _ in columns].index("rv")
-    more = [(name, "f8") for name in synthesis.LABELS[3:]]
+    labels = hband.LABELS[3:4] if survey == "apogee" else synthesis.LABELS[3:]
+    more = [(name, "f8") for name in labels]
     return [*columns[:place], *more, *columns[place:]]
 
 
@@ -311,59 +314,35 @@ def designation(ra: float, dec: float) -> str:
     return f"LAMOST J{hours}{'-' if dec < 0 else '+'}{degrees}"
 
 
-def card(keyword: str, value, comment: str = "") -> str:
-    """One FITS header card of 80 characters (FITS 4.0, section 4.2, fixed format)."""
-    if isinstance(value, bool):
-        text = f"{'T' if value else 'F':>20}"
-    elif isinstance(value, str):
-        text = f"'{value:<8}'".ljust(20)
-    else:
-        text = f"{value:>20}"
-    line = f"{keyword:<8}= {text}"
-    if comment:
-        line += f" / {comment}"
-    return f"{line[:80]:<80}"
-
-
-def header_block(cards: list[str]) -> bytes:
-    """Join cards, END and the padding to a multiple of 2880 bytes."""
-    text = "".join(cards) + f"{'END':<80}"
-    return text.ljust(-(-len(text) // 2880) * 2880).encode("ascii")
-
-
-def _remark(text: str) -> str:
-    return f"{'COMMENT ' + text:<80}"
-
-
 def _lrs_cards(facts: dict, release: str) -> list[str]:
     """Return the cards that both layouts share, in the order of real files."""
     truth = facts["truth"]
     ra, dec = truth["ra"], truth["dec"]
     where = ("[deg] Right ascension of object", "[deg] Declination of object")
     return [
-        _remark("--------FILE INFORMATION"),
-        _remark("SIMULATED by stellar fetch simulated; not an observation"),
+        remark("--------FILE INFORMATION"),
+        remark("SIMULATED by stellar fetch simulated; not an observation"),
         card("FILENAME", truth["file"]),
         card("OBSID", facts["obsid"], "Unique number ID of this spectrum"),
         card("AUTHOR", "stellar simulated", "Who compiled the information"),
         card("DATA_V", f"STELLAR SIMULATED {release}", "Data release version"),
         card("ORIGIN", "simulated", "Organization responsible for creating this file"),
-        _remark("--------TELESCOPE PARAMETERS"),
+        remark("--------TELESCOPE PARAMETERS"),
         card("TELESCOP", "LAMOST", "The telescope that is imitated"),
-        _remark("--------OBSERVATION PARAMETERS"),
+        remark("--------OBSERVATION PARAMETERS"),
         card("LMJD", facts["lmjd"], "Local Modified Julian Day"),
         card("MJD", facts["lmjd"] - 1, "Modified Julian Date"),
         card("PLANID", facts["plan"], "Plan ID in use"),
-        _number("RA", ra, where[0], 6),
-        _number("DEC", dec, where[1], 6),
+        decimal("RA", ra, where[0], 6),
+        decimal("DEC", dec, where[1], 6),
         card("DESIG", facts["designation"], "Designation of LAMOST target"),
         card("FIBERID", facts["fibre"], "Fiber ID of Object"),
         card("OBJTYPE", "Star", "Object type from input catalog"),
         card("RADECSYS", "FK5", "Equatorial coordinate system"),
         card("EQUINOX", 2000.0, "Equinox in years"),
-        _remark("--------SPECTROGRAPH PARAMETERS"),
+        remark("--------SPECTROGRAPH PARAMETERS"),
         card("SPID", facts["spid"], "Spectrograph ID"),
-        _remark("--------DATA REDUCTION PARAMETERS"),
+        remark("--------DATA REDUCTION PARAMETERS"),
         card("HELIO", True, "Heliocentric correction"),
         card("VACUUM", True, "Wavelengths are in vacuum"),
         card("NWORDER", 2, "Number of linear-log10 coefficients"),
@@ -375,27 +354,18 @@ def _lrs_cards(facts: dict, release: str) -> list[str]:
         card("CRPIX1", 1, "Starting pixel (1-indexed)"),
         card("CTYPE1", "LINEAR"),
         card("DC-FLAG", 1, "Log-linear flag"),
-        _remark("--------SPECTRA ANALYSIS RESULTS"),
+        remark("--------SPECTRA ANALYSIS RESULTS"),
         card("VERSPIPE", "stellar", "Version of Pipeline"),
         card("CLASS", "STAR", "Class of object"),
         card("SUBCLASS", truth["subclass"], "Subclass of object"),
-        _number("Z", facts["z"], "Redshift of object"),
-        _number("Z_ERR", facts["z_err"], "Redshift error of object"),
+        decimal("Z", facts["z"], "Redshift of object"),
+        decimal("Z_ERR", facts["z_err"], "Redshift error of object"),
         card("ZFLAG", "SIMULATED", "Which method computes the redshift"),
         *(
-            _number(f"SNR{band.upper()}", value, f"SNR of {band} filter", 2)
+            decimal(f"SNR{band.upper()}", value, f"SNR of {band} filter", 2)
             for band, value in facts["snr"].items()
         ),
     ]
-
-
-def _number(keyword: str, value: float, comment: str, digits: int = 8) -> str:
-    line = f"{keyword:<8}= {value:>20.{digits}f} / {comment}"
-    return f"{line:<80}"
-
-
-def _padded(content: bytes) -> bytes:
-    return content + bytes(-len(content) % 2880)
 
 
 def _lrs_table(facts: dict, stars: Simulation, row: int, wavelength) -> bytes:
@@ -435,7 +405,7 @@ def _lrs_table(facts: dict, stars: Simulation, row: int, wavelength) -> bytes:
         table.append(card(f"TTYPE{number}", name))
         table.append(card(f"TFORM{number}", f"{pixels}E"))
     data = np.stack(list(columns.values())).astype(">f4").tobytes()
-    return header_block(primary) + header_block(table) + _padded(data)
+    return header_block(primary) + header_block(table) + padded(data)
 
 
 def _lrs_image(facts: dict, stars: Simulation, row: int, wavelength) -> bytes:
@@ -453,7 +423,7 @@ def _lrs_image(facts: dict, stars: Simulation, row: int, wavelength) -> bytes:
     ]
     rows = (stars.flux, stars.ivar, wavelength[None], stars.andmask, stars.ormask)
     image = np.stack([part[row if len(part) > 1 else 0] for part in rows])
-    return header_block(primary) + _padded(image.astype(">f4").tobytes())
+    return header_block(primary) + padded(image.astype(">f4").tobytes())
 
 
 LRS_LAYOUTS = {"A": _lrs_image, "C": _lrs_table}
@@ -519,8 +489,8 @@ def _mrs_tables(facts: dict, stars: medium.Observation, row: int) -> bytes:
         card("BITPIX", 16),
         card("NAXIS", 0, "Number of array dimensions"),
         card("EXTEND", True, "Extensions may be present"),
-        _remark("--------FILE INFORMATION"),
-        _remark("SIMULATED by stellar fetch simulated; not an observation"),
+        remark("--------FILE INFORMATION"),
+        remark("SIMULATED by stellar fetch simulated; not an observation"),
         card("FILENAME", truth["file"]),
         card("OBSID", facts["obsid"], "Unique number ID of this spectrum"),
         card("AUTHOR", "stellar simulated", "Who compiled the information"),
@@ -528,13 +498,13 @@ def _mrs_tables(facts: dict, stars: medium.Observation, row: int) -> bytes:
         card("N_EXTEN", 1 + len(there), "The extension number"),
         card("EXTNAME", "Information", "The extension name"),
         card("ORIGIN", "simulated", "Organization responsible for creating this file"),
-        _remark("--------OBSERVATION PARAMETERS"),
+        remark("--------OBSERVATION PARAMETERS"),
         card("TELESCOP", "LAMOST", "The telescope that is imitated"),
         card("LMJD", facts["lmjd"], "Local Modified Julian Day"),
         card("MJD", facts["lmjd"] - 1, "Modified Julian Day"),
         card("PLANID", facts["plan"], "Plan ID in use"),
-        _number("RA", truth["ra"], "[deg] Right ascension of object", 6),
-        _number("DEC", truth["dec"], "[deg] Declination of object", 6),
+        decimal("RA", truth["ra"], "[deg] Right ascension of object", 6),
+        decimal("DEC", truth["dec"], "[deg] Declination of object", 6),
         card("DESIG", facts["designation"], "Designation of LAMOST target"),
         card("FIBERID", facts["fibre"], "Fiber ID of Object"),
         card("OBJTYPE", "Star", "Object type from input catalog"),
@@ -549,7 +519,7 @@ def _mrs_tables(facts: dict, stars: medium.Observation, row: int) -> bytes:
     for arm, data in medium.coadds(stars, row):
         if arm in there:
             content += _mrs_header(arm, len(data) // 16, facts["snr"][arm])
-            content += _padded(data)
+            content += padded(data)
     return content
 
 
@@ -564,7 +534,7 @@ def _mrs_header(arm: str, rows: int, snr: float) -> bytes:
         card("GCOUNT", 1),
         card("TFIELDS", 5),
         card("EXTNAME", f"COADD_{arm}", "The extension name"),
-        _number("SNR", snr, "Signal to noise ratio", 2),
+        decimal("SNR", snr, "Signal to noise ratio", 2),
     ]
     kinds = {"FLUX": "E", "IVAR": "E", "LOGLAM": "E", "ANDMASK": "I", "ORMASK": "I"}
     for number, (name, kind) in enumerate(kinds.items(), start=1):
@@ -572,5 +542,36 @@ def _mrs_header(arm: str, rows: int, snr: float) -> bytes:
     return header_block(table)
 
 
-SIMULATORS = {"lamost-lrs": lamost_lrs, "lamost-mrs": lamost_mrs}
-RANGE_CHECKS = {"lamost-lrs": check_ranges, "lamost-mrs": medium.check_ranges}
+def apogee(n: int, *, seed: int, snr, ranges, **_) -> Iterator[tuple[bytes, dict]]:
+    """Yield APOGEE's combined spectra (apStar) as `lamost_lrs` does.
+
+    Data model: https://data.sdss.org/datamodel/files/APOGEE_REDUX
+    """
+    for block in range(-(-n // BLOCK)):
+        rng = np.random.default_rng([seed, block, 2])
+        stars = hband.observe(hband.draw(BLOCK, rng, ranges), rng, snr=snr)
+        positions = _draw_positions(BLOCK, rng)
+        for row in range(min(BLOCK, n - block * BLOCK)):
+            index = block * BLOCK + row
+            ra, dec = positions[row]
+            labels = dict(zip(hband.LABELS[:4], stars.labels[row], strict=False))
+            name = f"SIM{seed:06d}_{index:06d}"
+            truth = {
+                "file": f"apStar-{name}.fits",
+                "objid": name,
+                "ra": ra,
+                "dec": dec,
+                "snr": round(float(stars.snr[row]), 2),
+                **labels,
+                "rv": stars.rv[row],
+                "subclass": subclass(labels["teff"], labels["logg"]),
+            }
+            yield hband.apstar(truth, stars, row), truth
+
+
+SIMULATORS = {"lamost-lrs": lamost_lrs, "lamost-mrs": lamost_mrs, "apogee": apogee}
+RANGE_CHECKS = {
+    "lamost-lrs": check_ranges,
+    "lamost-mrs": medium.check_ranges,
+    "apogee": hband.check_ranges,
+}
