@@ -95,6 +95,15 @@ class Model:
         prefixes = {key.split(".")[0] for key in self.state}
         return sorted(p for p in prefixes if p.startswith("member"))
 
+    @property
+    def velocities(self) -> str:
+        """Where velocities are from unless a user says it: as in training.
+
+        ``auto`` where spectra were measured for lack of a velocity in their files.
+        """
+        used = self.training.get("velocities", [])
+        return "auto" if {"auto", "measure"} & set(used) else "header"
+
     def part(self, prefix: str) -> dict[str, np.ndarray]:
         """Return the tensors under a prefix, without it."""
         start = f"{prefix}."

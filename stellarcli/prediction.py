@@ -196,7 +196,8 @@ class Predictor:
                 failed, np.nan, label.decode_error(mean[:, i], error[:, i])
             )
             if label.name == SUBTYPE:
-                values["sptype"] = sptype.names(values[label.name])
+                # of the digits that the table keeps: a number between two subtypes
+                values["sptype"] = sptype.names(values[label.name].astype(np.float32))
         values["flag"] = np.where(failed, flags, judged)
         return catalog.rows(self.columns, values)
 
@@ -348,9 +349,10 @@ def _predict(
     compute: Compute,
 ) -> Summary:
     """As `predict`, of an output that no other process is writing."""
-    _source(run.rv)
     predictor = predictor_of(run)
     model = predictor.model
+    run = replace(run, rv=run.rv or model.velocities)
+    _source(run.rv)
     digest = runs.digest_of(model, tasks, run)
     continues = run.resume or run.shard is not None
     if continues and (finished := runs.finished(target, digest, tasks, model)):
@@ -397,18 +399,19 @@ def _predictor(
     model: str,
     device: str,
     precision: str,
-    velocity: bool = False,
+    rv: str = "",
     dropout: float = 0.0,
 ) -> Predictor:
     """Load a model once per process; forked workers inherit it."""
     torch.set_num_threads(1)  # processes are the parallelism, and keep bits the same
-    return Predictor(checkpoint.load(model), device, precision, velocity, dropout)
+    loaded = checkpoint.load(model)
+    velocity = (rv or loaded.velocities) != "header"
+    return Predictor(loaded, device, precision, velocity, dropout)
 
 
 def predictor_of(run: Run) -> Predictor:
     """Return the model of a run, loaded once per process."""
-    velocity = run.rv != "header"
-    return _predictor(run.model, run.device, run.precision, velocity, run.dropout)
+    return _predictor(run.model, run.device, run.precision, run.rv, run.dropout)
 
 
 @lru_cache(maxsize=1)

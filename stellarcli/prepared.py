@@ -50,6 +50,8 @@ class PreparedTable:
     recipe : Recipe
     wavelength : ndarray of float64, shape (pixel,), or None
         Vacuum Å, rest frame; None where every row has its own.
+    velocities : str
+        Where radial velocities are from, as `velocity.Source.card` says.
     names : list of str
         Scalar columns.
 
@@ -85,6 +87,8 @@ class PreparedTable:
                 table = hdus[EXTENSION]
                 header = hdus[0].read_header()
                 self.recipe = Recipe.from_json(header["RECIPE"])
+                # the card of `velocity.Source.card`; older tables have none
+                self.velocities = str(header.get("RVSOURCE") or "header")
                 self.wavelength = (
                     hdus["WAVELENGTH"].read() if "WAVELENGTH" in names else None
                 )

@@ -36,7 +36,8 @@ class Run:
     exposures : bool
         Rows for single exposures where files hold them.
     rv : str
-        Where velocities are from, see `velocity.Source`.
+        Where velocities are from, see `velocity.Source`; empty for what the model was
+        trained with.
     dropout : float
         Rate of dropout while predicting; 0 for none.
     workers : int
@@ -50,7 +51,7 @@ class Run:
     device: str = "cpu"
     precision: str = "auto"
     exposures: bool = False
-    rv: str = "header"
+    rv: str = ""
     dropout: float = 0.0
     workers: int = field(default_factory=available_cores)
     shard: tuple[int, int] | None = None

@@ -223,6 +223,7 @@ def _facts(
         "tables": [Path(table.path).name for table in data.tables],
         "spectra": {part: int(data.index(part).size) for part in dataset.PARTS},
         "notes": data.notes,
+        "velocities": sorted({table.velocities for table in data.tables}),
         "history": [
             entry
             for member in sorted(state.finished)

@@ -31,7 +31,7 @@ def predict(
     device: options.Device = "auto",
     workers: options.Workers = None,
     exposures: options.Exposures = False,
-    rv: options.Velocity = "header",
+    rv: options.ModelVelocity = "",
     dropout: Annotated[
         float,
         typer.Option(

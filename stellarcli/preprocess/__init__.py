@@ -267,6 +267,10 @@ def _step(item: Any) -> Step:
 
 
 LOG_STEP = 1e-4  # dex per pixel, the native sampling of LAMOST LRS and SDSS
+MRS_GRIDS = [  # both arms of LAMOST MRS
+    {"start": 4920.0, "step": 0.1, "pixels": 4401},
+    {"start": 6290.0, "step": 0.1, "pixels": 4401},
+]
 LRS_START = {"kind": "log10", "step": LOG_STEP}
 
 RECIPES = {
@@ -304,15 +308,18 @@ RECIPES = {
             "spikes",
             "bridge",
             "rest_frame",
-            {
-                "resample": {
-                    "grids": [
-                        {"start": 4920.0, "step": 0.1, "pixels": 4401},
-                        {"start": 6290.0, "step": 0.1, "pixels": 4401},
-                    ]
-                }
-            },
+            {"resample": {"grids": MRS_GRIDS}},
             "min_max",
+        ],
+        # The same with a continuum instead: min-max leaves the slope of the flux
+        # calibration, and loses the depth of the deepest line
+        "mrs": [
+            "spikes",
+            "bridge",
+            "rest_frame",
+            {"resample": {"grids": MRS_GRIDS}},
+            {"continuum": {"method": "smooth", "width": 30.0}},
+            "clip",
         ],
         # SPFusion: 4000-9000 Å at native sampling, min-max, zeros on both sides to 3584
         "spfusion": [
