@@ -27,6 +27,21 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # raised when older programs could misread the file
 DEFAULT = "default"
+KINDS = {  # of the values in a file
+    "name": str,
+    "pixels": int,
+    "labels": list,
+    "error_scale": list,
+    "error_slope": list,
+    "limits": dict,
+    "training": dict,
+    "provenance": dict,
+}
+MOST = 1 << 20  # pixels
+MOST_LABELS = 1000
+MOST_OPTIONS = 100  # of a network, or values of one
+LARGEST_OPTION = 1 << 14  # whole number among them
+LARGE = 1 << 30  # weights that a network may have, by a guess, without a closer look
 
 
 @dataclass
@@ -80,6 +95,15 @@ class Model:
         prefixes = {key.split(".")[0] for key in self.state}
         return sorted(p for p in prefixes if p.startswith("member"))
 
+    @property
+    def velocities(self) -> str:
+        """Where velocities are from unless a user says it: as in training.
+
+        ``auto`` where spectra were measured for lack of a velocity in their files.
+        """
+        used = self.training.get("velocities", [])
+        return "auto" if {"auto", "measure"} & set(used) else "header"
+
     def part(self, prefix: str) -> dict[str, np.ndarray]:
         """Return the tensors under a prefix, without it."""
         start = f"{prefix}."
@@ -100,6 +124,7 @@ class Model:
         import torch
 
         networks = []
+        self._check_size()
         for member in self.members:
             weights = {
                 # a copy: safetensors' arrays may be read-only
@@ -107,12 +132,7 @@ class Model:
                 for key, value in self.part(member).items()
             }
             try:
-                network = models.build(
-                    self.architecture,
-                    pixels=self.pixels,
-                    labels=len(self.labels),
-                    **models.former(self.architecture) | self.config,
-                )
+                network = self._build()
                 network.load_state_dict(weights)
             except (RuntimeError, TypeError, UsageError) as error:
                 detail = " ".join(str(error).split())
@@ -125,6 +145,31 @@ class Model:
         if not networks:
             raise ModelFileError(f"model {self.name!r} has no weights.")
         return networks
+
+    def _build(self) -> nn.Module:
+        return models.build(
+            self.architecture,
+            pixels=self.pixels,
+            labels=len(self.labels),
+            **models.former(self.architecture) | self.config,
+        )
+
+    def _check_size(self) -> None:
+        """Refuse a network far larger than its weights: it would fill the memory."""
+        import torch
+
+        numbers = [abs(number) for number in _numbers(self.config)]
+        largest = max(numbers, default=1)
+        if largest * max(largest, self.pixels) * len(numbers) < LARGE:
+            return
+        with torch.device("meta"):  # shapes without memory
+            wanted = sum(weight.numel() for weight in self._build().parameters())
+        there = sum(values.size for values in self.state.values())
+        if wanted > there:
+            raise ModelFileError(
+                f"model {self.name!r} describes a network of {wanted} weights and "
+                f"holds {there}. Copy the file again."
+            )
 
 
 def save(model: Model, path: Path) -> None:
@@ -258,7 +303,7 @@ def load(name: str) -> Model:
         raise ModelFileError(
             f"can't read model '{path}': {error.strerror}; check the file's rights."
         ) from None
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError, AttributeError) as error:
         raise ModelFileError(
             f"'{path}' is damaged or no model file ({error}). Copy it again, or train "
             "it again with 'stellar train'."
@@ -294,6 +339,7 @@ def _check_version(path: Path, values: Any) -> None:
 def _parse(path: Path, values: dict, state: dict, content: bytes) -> Model:
     try:
         recipe = Recipe.from_json(json.dumps(values["recipe"]))
+        _check_values(values, recipe, state)
         return Model(
             name=values["name"],
             architecture=values["architecture"]["name"],
@@ -314,7 +360,62 @@ def _parse(path: Path, values: dict, state: dict, content: bytes) -> Model:
         raise ModelFileError(
             f"'{path}' lacks the entry {error}; train it again with this version."
         ) from None
-    except (AttributeError, TypeError, ValueError, UsageError) as error:
+    except (
+        *(AttributeError, LookupError, TypeError, ValueError, RecursionError),
+        *(OverflowError, UsageError),
+    ) as error:
         raise ModelFileError(
             f"'{path}' can't be used by this version: {error}"
         ) from None
+
+
+def _check_values(values: dict, recipe: Recipe, state: dict[str, np.ndarray]) -> None:
+    """Raise `ValueError` if the file contradicts itself: it may come from anywhere."""
+    for key, kind in KINDS.items():
+        if not isinstance(values.get(key, kind()), kind):
+            raise ValueError(f"{key} is {values[key]!r:.80}, not {kind.__name__}")
+    pixels, labels = values["pixels"], len(values["labels"])
+    grid = recipe.wavelength
+    if not 1 < pixels <= MOST or (grid is not None and grid.size != pixels):
+        raise ValueError(f"{pixels} pixels are not those of the recipe")
+    if not 0 < labels <= MOST_LABELS:
+        raise ValueError(f"it has {labels} labels")
+    for key in ("error_scale", "error_slope"):
+        numbers = np.array(values.get(key, []), dtype=float)
+        if numbers.shape not in ((0,), (labels,)) or not np.isfinite(numbers).all():
+            raise ValueError(f"{key} is not a number for each label")
+    if not isinstance(values["architecture"]["config"], dict):
+        raise ValueError("the network's configuration is no dictionary")
+    _check_config(values["architecture"]["config"])
+    unlike = {k: v.shape for k, v in state.items() if k.startswith("novelty.")}
+    components = unlike.get("novelty.components", (0,))
+    for name, shape in unlike.items():
+        wanted = {
+            "novelty.mean": (pixels,),
+            "novelty.floor": (pixels,),
+            "novelty.components": (components[0], pixels),
+            "novelty.center": components[:1],
+            "novelty.precision": components[:1] * 2,
+            "novelty.noise": (1,),
+            "novelty.thresholds": (2,),
+        }.get(name)
+        if wanted != shape:
+            raise ValueError(f"{name} has the shape {shape}, not {wanted}")
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    """Raise `ValueError` where building such a network would take for ever."""
+    numbers = _numbers(config)
+    if len(numbers) > MOST_OPTIONS:
+        raise ValueError("the network's configuration has too many numbers")
+    for value in numbers:
+        if not abs(value) <= LARGEST_OPTION:
+            raise ValueError(f"{value} is too much for a network")
+
+
+def _numbers(config: Any) -> list[int]:
+    """All whole numbers of a configuration, in lists and dictionaries too."""
+    if isinstance(config, dict | list | tuple):
+        values = config.values() if isinstance(config, dict) else config
+        return [number for value in values for number in _numbers(value)]
+    return [config] if type(config) is int else []

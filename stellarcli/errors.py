@@ -4,7 +4,8 @@
 
     StellarError              1   the run failed
     ├── UsageError            2   an option, a configuration or an output name is wrong
-    │   └── OutputExistsError 2   the output is there already
+    │   ├── OutputExistsError 2   the output is there already
+    │   └── OutputBusyError   2   another process is writing the output
     ├── ModelFileError        1   a model file is damaged, or newer than this program
     ├── AuthenticationError   4   an archive wants a token
     ├── FetchError            1   one file can't be fetched; a failed row among others
@@ -58,6 +59,10 @@ class UsageError(StellarError):
 
 class OutputExistsError(UsageError):
     """The output exists and ``--overwrite`` was not given."""
+
+
+class OutputBusyError(UsageError):
+    """Another process is writing the output."""
 
 
 class ModelFileError(StellarError):

@@ -23,6 +23,9 @@ except ImportError:  # Windows
     fcntl = None
 
 
+PLAN = "plan.json"
+
+
 def parse_shard(text: str | None) -> tuple[int, int] | None:
     """Read ``I/N``, or ``auto`` for the task of a Slurm array.
 
@@ -96,6 +99,34 @@ class Parts:
         else:
             target = Path(output)
             self.directory = target.with_name(f".{target.name}-{digest}.parts")
+
+    @classmethod
+    def at(cls, directory: Path, count: int) -> Parts:
+        """Return the parts in a directory, to read them."""
+        parts = cls(str(directory), "", count)
+        parts.directory = directory
+        return parts
+
+    def begin(self, columns: list[dict], header: list[tuple]) -> None:
+        """Make the directory, and write down what merging needs to know.
+
+        Parameters
+        ----------
+        columns : list of dict
+            Fields of `catalog.Column`, of the table.
+        header : list of (name, value, comment)
+            Cards that all runs of the plan would write.
+        """
+        plan = {"parts": self.count, "columns": columns, "header": header}
+        path = self.directory / PLAN
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        with catalog.explained(self.output, str(self.directory)):
+            self.directory.mkdir(exist_ok=True)
+            try:
+                partial.write_text(json.dumps(plan))
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
 
     def share(self, shard: tuple[int, int] | None) -> range:
         """Return the parts of a shard: a contiguous range, as even as possible."""

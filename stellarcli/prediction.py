@@ -9,23 +9,19 @@ for bit.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from stellarcli import (
-    __version__,
     catalog,
     checkpoint,
     familiarity,
@@ -34,22 +30,24 @@ from stellarcli import (
     models,
     novelty,
     preparation,
+    runs,
     sptype,
 )
 from stellarcli.calibration import error_factors
 from stellarcli.catalog import BAD, FAILED, Flag
 from stellarcli.checkpoint import Model
+from stellarcli.claims import claimed
 from stellarcli.devices import has_bfloat16, without_denormals
 from stellarcli.errors import OutputExistsError, UsageError, unknown
 from stellarcli.feeding import Feed
 from stellarcli.inputs import Task
 from stellarcli.labels import SUBTYPE
-from stellarcli.parallel import available_cores, ordered_map
-from stellarcli.parts import Parts, count_finished
+from stellarcli.parallel import ordered_map
+from stellarcli.parts import Parts
 from stellarcli.preparation import CHUNK, Chunk
-from stellarcli.prepared import EXTENSION
 from stellarcli.preprocess import Recipe
-from stellarcli.velocity import SOURCES, Source
+from stellarcli.runs import Run, Summary
+from stellarcli.velocity import Source
 
 PART = 16  # tasks per part: what an interrupted run loses at most
 DISAGREEMENT = 1.5  # spread of an ensemble's values over their predicted error
@@ -57,60 +55,10 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 PASSES = 10  # of every network with dropout
 WRONG = 0.3  # change of labels by bfloat16 over their errors; 0.003 where it is right
 
+Result = tuple[np.ndarray, list, dict]  # rows, reasons by row, seconds per stage
+Compute = Callable[[Sequence[Task], Run], Iterator[Result]]
+
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Summary:
-    """What a run has to say at its end.
-
-    Attributes
-    ----------
-    rows, failed, untrusted : int
-        All rows, those without values, those with a bit of `catalog.BAD`.
-    flags : dict of int
-        Rows per flag name.
-    reasons : list of (str, str)
-        File and what was wrong with it, in the order of rows.
-    seconds : dict of float
-        Time per stage, summed over workers; ``total`` is that of the clock.
-    computed : int
-        Rows of this run, without those of finished parts that it found.
-    complete : bool
-        False for a shard that leaves parts to others: no table yet.
-    """
-
-    rows: int = 0
-    failed: int = 0
-    untrusted: int = 0
-    flags: dict[str, int] = field(default_factory=dict)
-    reasons: list[tuple[str, str]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    computed: int = 0
-    complete: bool = True
-
-    def add(self, flags: np.ndarray) -> None:
-        """Count the flags of some rows."""
-        self.rows += len(flags)
-        self.failed += int((flags & FAILED != 0).sum())
-        self.untrusted += int((flags & BAD != 0).sum())
-        for flag in Flag:
-            if count := int((flags & flag != 0).sum()):
-                self.flags[flag.name] = self.flags.get(flag.name, 0) + count
-
-    def count(self, parts: Sequence[Path]) -> None:
-        """Count the flags of parts on disk."""
-        for path in parts:
-            self.add(np.load(path, mmap_mode="r", allow_pickle=False)["flag"])
-
-    def add_seconds(self, seconds: dict[str, float]) -> None:
-        """Add to the time per stage."""
-        for stage, value in seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + value
-
-    def to_json(self) -> dict:
-        """Plain values for ``--json``."""
-        return asdict(self)
 
 
 def check_dropout(rate: float) -> float:
@@ -254,7 +202,8 @@ class Predictor:
                 failed, np.nan, label.decode_error(mean[:, i], error[:, i])
             )
             if label.name == SUBTYPE:
-                values["sptype"] = sptype.names(values[label.name])
+                # of the digits that the table keeps: a number between two subtypes
+                values["sptype"] = sptype.names(values[label.name].astype(np.float32))
         values["flag"] = np.where(failed, flags, judged)
         return catalog.rows(self.columns, values)
 
@@ -340,43 +289,6 @@ class Predictor:
 # ------------------------------------------------------------------------------ runs
 
 
-@dataclass(frozen=True)
-class Run:
-    """What to predict, and how.
-
-    Attributes
-    ----------
-    model : str
-        Shipped name or file.
-    device, precision : str
-        See `Predictor`.
-    exposures : bool
-        Rows for single exposures where files hold them.
-    rv : str
-        Where velocities are from, see `velocity.Source`.
-    images : str
-        Directory or table of images, for models that see them.
-    dropout : float
-        Rate of dropout while predicting; 0 for none.
-    workers : int
-    shard : (int, int) or None
-        Number of this shard, from 1, and how many there are.
-    resume : bool
-        Keep the finished parts of an interrupted run.
-    """
-
-    model: str = checkpoint.DEFAULT
-    device: str = "cpu"
-    precision: str = "auto"
-    exposures: bool = False
-    rv: str = "header"
-    images: str = ""
-    dropout: float = 0.0
-    workers: int = field(default_factory=available_cores)
-    shard: tuple[int, int] | None = None
-    resume: bool = False
-
-
 def predict(
     tasks: Sequence[Task],
     output: str,
@@ -386,6 +298,7 @@ def predict(
     cards: Sequence[tuple] = (),
     progress: Callable[[int], None] = lambda count: None,
     note: Callable[[str], None] = lambda text: None,
+    compute: Compute | None = None,
 ) -> Summary:
     """Write the catalogue of some inputs.
 
@@ -403,6 +316,9 @@ def predict(
         Told how many spectra were finished since the last call.
     note : callable
         Told, in a line of text, which finished parts are dropped.
+    compute : callable, optional
+        What works on the tasks in place of `results`: ``compute(tasks, run)`` yields
+        a `Result` for each, in order.
 
     Returns
     -------
@@ -411,44 +327,71 @@ def predict(
     Raises
     ------
     UsageError
-        If the output, or parts of it, exist, the model doesn't, a table doesn't fit the
-        model, or `resume` finds the work of other inputs, model or options.
+        If the output, or parts of it, exist, another process is writing them, the
+        model doesn't exist, a table doesn't fit it, or `resume` finds the work of
+        other inputs, model or options.
     StellarError
         If a worker dies or the disk is full.
     KeyboardInterrupt
         With a note on what is kept.
     """
-    begin = time.perf_counter()
     continues = run.resume or run.shard is not None
     if run.shard and output == "-":
         raise UsageError("--shard needs a file that all shards can write, not -.")
     target = catalog.check_output(output, overwrite or continues)
-    _source(run.rv)
-    predictor = _predictor_of(run)
+    with claimed(target, shared=run.shard is not None):
+        begin = time.perf_counter()
+        replaces = overwrite or target != output
+        summary = _predict(
+            tasks, target, run, replaces, cards, progress, note, compute or results
+        )
+        summary.seconds["total"] = time.perf_counter() - begin
+    return summary
+
+
+def _predict(
+    tasks: Sequence[Task],
+    target: str,
+    run: Run,
+    overwrite: bool,
+    cards: Sequence[tuple],
+    progress: Callable[[int], None],
+    note: Callable[[str], None],
+    compute: Compute,
+) -> Summary:
+    """As `predict`, of an output that no other process is writing."""
+    predictor = predictor_of(run)
     model = predictor.model
     _check_images(predictor, tasks, run, note)
-    digest = _plan(model, tasks, run)
-    if continues and (finished := _finished(target, digest, tasks, model)):
+    run = replace(run, rv=run.rv or model.velocities)
+    _source(run.rv)
+    digest = runs.digest_of(model, tasks, run)
+    continues = run.resume or run.shard is not None
+    if continues and (finished := runs.finished(target, digest, tasks, model)):
         return finished
-    overwrite = overwrite or target != output
     if continues and not overwrite and os.path.exists(target):
         raise OutputExistsError(
             f"{target} is there, but not of these inputs, model and options. Give "
             "--overwrite to replace it, or another name."
         )
     parts = Parts(target, digest, -(-len(tasks) // PART))
-    _settle_with_others(parts, run, overwrite, note)
+    runs.settle_with_others(parts, run, overwrite, PART * CHUNK, note)
+    header = _header(model, digest)
     try:
-        summary = _make(parts, tasks, run, progress)
+        parts.begin([asdict(column) for column in predictor.columns], header)
+        summary = _make(parts, tasks, run, progress, compute)
         with parts.merging():
-            header = [*cards, *_header(model, digest)]
             if parts.all_done():
                 catalog.write_parts(
-                    target, parts.paths(), predictor.columns, header, overwrite
+                    target,
+                    parts.paths(),
+                    predictor.columns,
+                    [*cards, *header],
+                    overwrite,
                 )
                 summary.count(parts.paths())
                 parts.remove()
-            elif merged := _finished(target, digest, tasks, model):
+            elif merged := runs.finished(target, digest, tasks, model):
                 # by another shard
                 own = {"reasons": summary.reasons, "computed": summary.computed}
                 summary = replace(merged, **own)
@@ -456,11 +399,10 @@ def predict(
                 summary.count(parts.paths(run.shard))
                 summary.complete = False
     except KeyboardInterrupt as error:
-        error.add_note(_kept(parts))
+        error.add_note(runs.kept(parts))
         raise
     finally:
         parts.close(keep=target != "-", shared=run.shard is not None)
-    summary.seconds["total"] = time.perf_counter() - begin
     return summary
 
 
@@ -488,17 +430,19 @@ def _predictor(
     model: str,
     device: str,
     precision: str,
-    velocity: bool = False,
+    rv: str = "",
     dropout: float = 0.0,
 ) -> Predictor:
     """Load a model once per process; forked workers inherit it."""
     torch.set_num_threads(1)  # processes are the parallelism, and keep bits the same
-    return Predictor(checkpoint.load(model), device, precision, velocity, dropout)
+    loaded = checkpoint.load(model)
+    velocity = (rv or loaded.velocities) != "header"
+    return Predictor(loaded, device, precision, velocity, dropout)
 
 
-def _predictor_of(run: Run) -> Predictor:
-    velocity = run.rv != "header"
-    return _predictor(run.model, run.device, run.precision, velocity, run.dropout)
+def predictor_of(run: Run) -> Predictor:
+    """Return the model of a run, loaded once per process."""
+    return _predictor(run.model, run.device, run.precision, run.rv, run.dropout)
 
 
 @lru_cache(maxsize=1)
@@ -507,12 +451,9 @@ def _source(rv: str) -> Source:
     return Source.of(rv)
 
 
-Result = tuple[np.ndarray, list, dict]
-
-
-def _work(task: Task, run: Run) -> Result:
+def work(task: Task, run: Run) -> Result:
     """Prepare and predict one task, in a worker."""
-    predictor = _predictor_of(run)
+    predictor = predictor_of(run)
     chunk = _prepare(task, predictor.model.recipe, predictor.inputs, run)
     return _infer(predictor, chunk)
 
@@ -536,12 +477,13 @@ def _infer(predictor: Predictor, chunk: Chunk) -> Result:
     return rows, chunk.reasons, seconds
 
 
-def _results(tasks: Sequence[Task], run: Run) -> Iterator[Result]:
+def results(tasks: Sequence[Task], run: Run) -> Iterator[Result]:
+    """Yield the rows of each task, in order: with the processes of this machine."""
     if run.device == "cpu":
-        yield from ordered_map(partial(_work, run=run), tasks, run.workers)
+        yield from ordered_map(partial(work, run=run), tasks, run.workers)
         return
     # workers read and prepare; this process feeds the device
-    predictor = _predictor_of(run)
+    predictor = predictor_of(run)
     prepare = partial(
         _prepare, recipe=predictor.model.recipe, inputs=predictor.inputs, run=run
     )
@@ -554,6 +496,7 @@ def _make(
     tasks: Sequence[Task],
     run: Run,
     progress: Callable[[int], None],
+    compute: Compute,
 ) -> Summary:
     """Work through the parts of this run and store each when it is whole."""
     summary = Summary()
@@ -561,14 +504,14 @@ def _make(
     done = {n: parts.reasons(n) for n in cut if run.resume and parts.is_done(n)}
     todo = [task for n in cut if n not in done for task in cut[n]]
     repeated = _repeated(tasks)
-    with closing(_results(todo, run)) as results:
+    with closing(compute(todo, run)) as computed:
         for number, own in cut.items():
             if number in done:
                 summary.reasons += done[number]
                 progress(sum(map(len, own)))
                 continue
             rows, reasons, before = [], [], 0
-            for task, (piece, why, seconds) in zip(own, results, strict=False):
+            for task, (piece, why, seconds) in zip(own, computed, strict=False):
                 why = why + _mark(piece, task, repeated)
                 reasons += [(before + row, text) for row, text in sorted(why)]
                 before += len(piece)
@@ -601,44 +544,6 @@ def _mark(rows: np.ndarray, task: Task, repeated: set[str]) -> list[tuple[int, s
     return [(row, "this file was given more than once") for row in here]
 
 
-def _plan(model: Model, tasks: Sequence[Task], run: Run) -> str:
-    """Digest of everything that decides about the table's values."""
-    digest = hashlib.sha256()
-    options = (__version__, model.sha256, run.precision, run.device, run.exposures)
-    options += (run.rv, *_content(run.rv), run.dropout)
-    options += (run.images, *_content(run.images))
-    digest.update(repr(options).encode())
-    identity = lru_cache(_identity)
-    for task in tasks:
-        # the name of a table says little: that of standard input is made up
-        table = identity(task.table) if task.table else ""
-        digest.update(repr((task.paths, table, task.start, task.stop)).encode())
-    return digest.hexdigest()[:16]
-
-
-def _content(source: str) -> tuple:
-    """Size and date of a catalogue of velocities, or of where images are."""
-    if source in SOURCES or not source:
-        return ()
-    try:
-        status = os.stat(source)
-    except OSError:
-        return ()  # whoever opens it explains
-    return status.st_size, status.st_mtime_ns
-
-
-def _identity(table: str) -> str:
-    """Checksum that a prepared table carries, or its size and date without one."""
-    import fitsio
-
-    try:
-        header = fitsio.read_header(table, ext=EXTENSION)
-    except OSError as error:
-        raise UsageError(f"can't read prepared table '{table}': {error}") from None
-    status = os.stat(table)
-    return str(header.get("DATASUM") or (status.st_size, status.st_mtime_ns))
-
-
 def _header(model: Model, digest: str) -> list[tuple]:
     return [
         ("MODEL", model.name, "model that made the values"),
@@ -647,72 +552,3 @@ def _header(model: Model, digest: str) -> list[tuple]:
         ("PLAN", digest, "digest of inputs, model and options"),
         ("BADFLAGS", int(BAD), "rows with one of these bits are not to be trusted"),
     ]
-
-
-# ---------------------------------------------------------------------------- resume
-
-
-def _finished(
-    target: str, digest: str, tasks: Sequence[Task], model: Model
-) -> Summary | None:
-    """Summary of a table that this very plan has made already; None if it hasn't."""
-    if target == "-" or not os.path.exists(target):
-        return None
-    try:
-        table = catalog.read(target, columns=lambda name: name in ("file", "flag"))
-        if "flag" not in table.rows.dtype.names:
-            return None
-    except UsageError:
-        return None
-    plan = table.header.get("PLAN")
-    if plan != digest and (plan is not None or not _same_files(table, tasks)):
-        return None
-    summary = Summary()
-    summary.add(table.rows["flag"])
-    return summary
-
-
-def _same_files(table: catalog.Table, tasks: Sequence[Task]) -> bool:
-    """Compare the files of a table whose format keeps no header, such as CSV."""
-    names = [catalog.encode_name(path) for task in tasks for path in task.paths]
-    return table.rows["file"].tolist() == names
-
-
-def _settle_with_others(
-    parts: Parts, run: Run, overwrite: bool, note: Callable[[str], None]
-) -> None:
-    """Decide about unfinished parts of the same output, of this or another plan."""
-    if run.shard and not run.resume:
-        return  # they may be those of another shard's run; merging removes them
-    others = parts.others()
-    if others and run.resume and not overwrite:
-        raise UsageError(
-            f"{parts.output} has an unfinished run of other inputs, model or options. "
-            "Give those to go on with it, or --overwrite instead of --resume to start "
-            "anew."
-        )
-    dropped = others if run.resume else [*others, parts.directory]
-    if count := sum(map(count_finished, dropped)):
-        state = (
-            f"{count} parts of {parts.output}, of {PART * CHUNK} spectra at most, are "
-            "there from an interrupted run"
-        )
-        if not overwrite:
-            raise OutputExistsError(
-                f"{state}. Give --resume to go on with it, --overwrite to start anew, "
-                "or another name."
-            )
-        note(f"{state}; they are dropped, since --overwrite starts anew.")
-    for directory in dropped:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _kept(parts: Parts) -> str:
-    """Say what an interrupted run leaves."""
-    done = count_finished(parts.directory)
-    if parts.output == "-" or not done:
-        return "no part was finished, so there is nothing to go on with."
-    return (
-        f"{done} of {parts.count} parts of {parts.output} are finished; the same "
-        "command with --resume goes on with the others."
-    )

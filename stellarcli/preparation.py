@@ -16,6 +16,7 @@ import numpy as np
 
 from stellarcli import catalog, feeding, imaging, surveys
 from stellarcli.catalog import Column, Flag, decode_name, encode_name
+from stellarcli.claims import claimed
 from stellarcli.errors import SpectrumError, UsageError
 from stellarcli.feeding import Feed
 from stellarcli.inputs import Task
@@ -34,7 +35,7 @@ from stellarcli.velocity import Source
 CHUNK = 64  # spectra prepared together: fixed, since kernels depend on batch shapes
 LOW_SNR = 10.0  # per pixel
 MASKED_SHARE = 0.2  # of the covered pixels
-MISSING_SHARE = 0.02  # of the recipe's grid
+MISSING_SHARE = 0.03  # of the grid; of that of recipe rdn LAMOST MRS lacks 0.02
 # what a label column holds where no row matched, by kind of NumPy type
 FILLERS = {"f": np.nan, "S": b"", "U": "", "b": False, "i": -9999, "u": 0}
 HIGHEST_IVAR = 1e18  # of a normalised flux; its square still fits into 32 bits
@@ -165,7 +166,7 @@ def run(
                 f"'{task.table}' is prepared, and its images with it; give the raw "
                 "files, or leave --images out."
             )
-        if velocities.name != "header":
+        if velocities.name not in ("header", "auto"):
             raise UsageError(
                 f"'{task.table}' is prepared: its velocities are removed already. Give "
                 "the raw files, or leave --rv out."
@@ -330,7 +331,7 @@ def write_table(
     longest = max(len(encode_name(path)) for task in work for path in task.paths)
     units = {column.name: column.unit for column in INFO}
     comments = {column.name: column.description for column in INFO}
-    cards = [*cards, *catalog.flag_cards()]
+    cards = [*cards, velocities.card(), *catalog.flag_cards()]
     matcher = None
     if labels is not None:
         free = _free_names(labels.rows.dtype.names)
@@ -343,6 +344,7 @@ def write_table(
         comments |= {c.name: c.description for c in image_columns(bands)}
         prepare = partial(prepare, inputs=("images",), images=images)
     with ExitStack() as stack:
+        stack.enter_context(claimed(output))
         chunks = stack.enter_context(closing(ordered_map(prepare, work, workers)))
         if recipe.wavelength is None:
             chunks = stack.enter_context(closing(_equally_wide(chunks, output)))

@@ -52,6 +52,8 @@ class PreparedTable:
     recipe : Recipe
     wavelength : ndarray of float64, shape (pixel,), or None
         Vacuum Å, rest frame; None where every row has its own.
+    velocities : str
+        Where radial velocities are from, as `velocity.Source.card` says.
     names : list of str
         Scalar columns.
 
@@ -87,6 +89,8 @@ class PreparedTable:
                 table = hdus[EXTENSION]
                 header = hdus[0].read_header()
                 self.recipe = Recipe.from_json(header["RECIPE"])
+                # the card of `velocity.Source.card`; older tables have none
+                self.velocities = str(header.get("RVSOURCE") or "header")
                 self.wavelength = (
                     hdus["WAVELENGTH"].read() if "WAVELENGTH" in names else None
                 )
@@ -111,6 +115,17 @@ class PreparedTable:
             raise UsageError(
                 f"'{path}' holds no spectra. If 'stellar fold' wrote it, 'stellar fold "
                 "--unfold' turns its images into spectra again."
+            )
+        shapes = {dtype[name].shape for name in ("FLUX", "IVAR")}
+        wavelengths = self.wavelength
+        if wavelengths is None:
+            wavelengths = np.zeros(0)
+            if "WAVELENGTH" in dtype.names:
+                wavelengths = np.zeros(dtype["WAVELENGTH"].shape)
+        if shapes != {wavelengths.shape} or wavelengths.ndim != 1:
+            raise UsageError(
+                f"prepared table '{path}' is damaged: FLUX, IVAR and wavelengths "
+                "differ in length. Copy it again, or make it anew."
             )
         if os.path.getsize(self.path) < offset + rows * dtype.itemsize:
             raise UsageError(f"prepared table '{path}' is cut off; copy it again.")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from stellarcli import labels
+from stellarcli import labels, plainyaml
 from stellarcli.augmentation import Augmentation
 from stellarcli.catalog import nearest
 from stellarcli.errors import UsageError, unknown
@@ -360,14 +360,12 @@ def read_config(path: Path) -> dict[str, Any]:
     UsageError
         If it can't be read or isn't a mapping.
     """
-    import yaml
-
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = plainyaml.parse(path.read_text()) or {}
     except OSError as error:
         hint = nearest(str(path))
         raise UsageError(f"configuration '{path}': {error.strerror}.{hint}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"configuration '{path}' is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"configuration '{path}' must be a mapping of settings.")
@@ -412,11 +410,9 @@ def _pairs(
 
 
 def _value(pair: str, text: str) -> Any:
-    import yaml
-
     try:
-        return _number(yaml.safe_load(text))
-    except yaml.YAMLError:
+        return _number(plainyaml.parse(text))
+    except plainyaml.PlainYAMLError:
         raise UsageError(f"{pair}: the value is not YAML.") from None
 
 

@@ -12,7 +12,7 @@ from stellarcli import catalog, checkpoint, labels
 from stellarcli.catalog import Column
 from stellarcli.errors import OutputExistsError, StellarError, UsageError, unknown
 from stellarcli.provenance import Card
-from stellarcli.surveys import medium, simulated
+from stellarcli.surveys import hband, medium, simulated
 from stellarcli.surveys.simulated import LABEL_NAMES, LIMITS
 from stellarcli.surveys.synthesis import LABELS
 
@@ -29,7 +29,7 @@ COLUMNS = [
     Column("feh", "f8", "", "true [Fe/H], dex", "F8.3"),
     *(
         Column(name, "f8", "", f"true {labels.get(name).description}", "F8.3")
-        for name in LABELS[3:]
+        for name in (*LABELS[3:], "alpha_fe")
     ),
     Column("rv", "f8", "km/s", "true radial velocity", "F8.2"),
     Column("ebv", "f8", "mag", "true reddening E(B-V)", "F7.3"),
@@ -125,7 +125,7 @@ def default_ranges(survey: str = "lamost-lrs") -> dict[str, Range]:
     Parameters
     ----------
     survey : str
-        Medium resolution has ranges of its own.
+        Medium resolution and APOGEE have ranges of their own.
 
     Returns
     -------
@@ -135,6 +135,8 @@ def default_ranges(survey: str = "lamost-lrs") -> dict[str, Range]:
     """
     if survey == "lamost-mrs":
         return dict(medium.DEFAULT_RANGES)
+    if survey == "apogee":
+        return hband.check_ranges(None)
     ranges = dict(simulated.DEFAULT_RANGES)
     if checkpoint.DEFAULT not in checkpoint.shipped():
         return ranges

@@ -34,6 +34,7 @@ from stellarcli import (
     settings,
 )
 from stellarcli.catalog import Table
+from stellarcli.claims import claimed
 from stellarcli.dataset import Dataset
 from stellarcli.devices import choose_device, without_denormals
 from stellarcli.errors import StellarError, UsageError, unknown
@@ -101,7 +102,12 @@ def train(
     if resume and output.exists() and not unfinished:
         return _finished(output, digest)
     device = choose_device(config.device)
-    with processes.join(device) as world, _explained(config), without_denormals():
+    with (
+        processes.join(device) as world,
+        claimed(output if world.first else "-"),
+        _explained(config),
+        without_denormals(),
+    ):
         state = State(output, digest, write=world.first)
         state.open(resume)
         world.wait()  # until all have read what the first one replaces
@@ -217,6 +223,7 @@ def _facts(
         "tables": [Path(table.path).name for table in data.tables],
         "spectra": {part: int(data.index(part).size) for part in dataset.PARTS},
         "notes": data.notes,
+        "velocities": sorted({table.velocities for table in data.tables}),
         "history": [
             entry
             for member in sorted(state.finished)

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "stellarcli"
 # A module imports only from lines above its own; names on one line do not import each
 # other. A folder is one name: files within it may import each other.
 ORDER = """
-errors provenance
-spectrum labels sptype devices processes resuming published selection
+errors provenance plainyaml
+spectrum labels sptype devices claims processes resuming published selection
 catalog metrics novelty parallel losses augmentation feeding
 familiarity
 preprocess settings parts
@@ -24,10 +24,10 @@ preparation
 dataset
 models
 checkpoint folding
-calibration figures archives
+calibration figures archives runs
 curves fitting
 training prediction simulation architectures
-sweep planning cluster explanation
+sweep planning cluster merging explanation
 comparison crossfit
 cli
 __main__

@@ -125,9 +125,9 @@ def test_files_of_other_versions(model, tmp_path, change, words):
     ],
 )
 def test_weights_that_dont_fit(model, tmp_path, change, words):
-    found = checkpoint.load(rewritten(model, tmp_path, change))
+    path = rewritten(model, tmp_path, change)
     with pytest.raises(ModelFileError, match=words):
-        found.networks()
+        checkpoint.load(path).networks()
 
 
 def test_another_safetensors_file(tmp_path):

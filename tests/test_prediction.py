@@ -178,7 +178,7 @@ def test_a_directory_without_permission_is_a_row(stellar, model, monkeypatch):
         Path("in/secret.fits").write_bytes(Path("in/a.fits").read_bytes())
         os.chmod("in/closed", 0)
         os.chmod("in/secret.fits", 0)
-        prediction._predictor(model, "cpu", "auto", False, 0.0)  # its file is root's
+        prediction._predictor(model, "cpu", "auto", "", 0.0)  # its file is root's
         os.setresuid(65534, 65534, 0)
         try:
             done = stellar("predict", "in", "-o", "o.fits", "-m", model)
@@ -573,6 +573,10 @@ def hidden():
     return [name for name in os.listdir() if name.startswith(".")]
 
 
+def left_parts():
+    return [name for name in hidden() if name.endswith(".parts")]
+
+
 def test_workers_dont_change_a_bit(stellar, many, model, whole):
     done = stellar("predict", *many, "-o", "o.fits", "-m", model, "--workers", "2")
     assert done.status == 3
@@ -675,7 +679,7 @@ def test_an_interrupted_run_resumes(
             done.err
         )
     assert not Path("o.fits").exists()
-    (parts,) = hidden()
+    (parts,) = left_parts()
     finished = sorted(p.name for p in Path(parts).glob("*.npy"))
     assert finished[:3] == ["000000.npy", "000001.npy", "000002.npy"]
     times = [Path(parts, name).stat().st_mtime_ns for name in finished[:2]]
@@ -720,7 +724,7 @@ def test_interrupted_before_a_part_is_finished(stellar, many, model, monkeypatch
     def pressed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prediction, "_work", pressed)
+    monkeypatch.setattr(prediction, "work", pressed)
     done = stellar("predict", *many, "-o", "o.fits", "-m", model)
     assert done.status == 130
     assert done.err == (
@@ -733,13 +737,13 @@ def test_interrupted_before_a_part_is_finished(stellar, many, model, monkeypatch
 def test_a_run_without_resume_drops_nothing(process, stellar, many, model, whole):
     words = ["predict", *many, "-o", "o.fits", "-m", model]
     process(*words, "-j", "1", before=killed_after(2, signal.SIGKILL))
-    (parts,) = hidden()
+    (parts,) = left_parts()
     for inputs in (many, many[:4]):
         done = stellar("predict", *inputs, "-o", "o.fits", "-m", model)
         assert done.status == 2
         assert "2 parts of o.fits, of 2 spectra at most, are there from" in done.err
         assert "--resume to go on with it, --overwrite to start anew" in done.err
-    assert hidden() == [parts]
+    assert left_parts() == [parts]
     done = stellar(*words, "--overwrite")
     assert done.status == 3
     assert "they are dropped, since --overwrite starts anew" in done.err
@@ -763,7 +767,7 @@ def alive(pid):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
 def test_workers_end_with_a_killed_parent(many, model, whole):
     before = (
-        "import time\ndef slow(*a, **k):\n    time.sleep(60)\nprediction._work = slow"
+        "import time\ndef slow(*a, **k):\n    time.sleep(60)\nprediction.work = slow"
     )
     words, environment = program(
         "predict", *many, "-o", "o.fits", "-m", model, "-j", "2", before=before
@@ -786,7 +790,7 @@ def test_a_killed_worker_is_one_sentence(process, many, model, whole):
     before = (
         "import os, signal\n"
         "def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "prediction._work = die"
+        "prediction.work = die"
     )
     done = process(
         "predict", *many, "-o", "o.fits", "-m", model, "-j", "2", before=before

@@ -209,6 +209,22 @@ def test_rdn_learns():
     assert loss.item() < 0.1
 
 
+@pytest.mark.parametrize("name", ["rdn", "resnet", "densenet", "starnet"])
+def test_flux_counts_from_the_level(name):
+    torch.manual_seed(1)
+    pair = [
+        models.build(name, pixels=2 * 600, labels=2, level=level).eval()
+        for level in (0.5, 1.0)
+    ]
+    pair[1].load_state_dict(pair[0].state_dict())
+    flux = torch.rand(3, 1200)
+    ivar = torch.full_like(flux, 400.0)
+    with torch.no_grad():
+        scaled, normalised = pair[0](flux, ivar), pair[1](flux + 0.5, ivar)
+    for one, other in zip(scaled, normalised, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
 # ------------------------------------------------------------------------------- table
 
 

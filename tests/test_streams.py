@@ -7,7 +7,8 @@ from stellarcli import checkpoint, dataset, preprocess
 from stellarcli.errors import UsageError
 from stellarcli.settings import TrainConfig
 from stellarcli.streams import GROUP, Stream
-from stellarcli.surveys.instruments import INSTRUMENTS, ApogeeEmulator, Sky
+from stellarcli.surveys.hband import ApogeeEmulator
+from stellarcli.surveys.instruments import INSTRUMENTS, Sky
 from stellarcli.surveys.synthesis import LABELS
 
 RECIPE = preprocess.get("spectrafm")

@@ -44,9 +44,9 @@ FLAG_MEANING = {
     Flag.DUPLICATE: "the same file was given more than once",
     Flag.NOISE_MEASURED: "no errors in the file, noise measured in the flux",
     Flag.ARMS_DIFFER: "the measured velocities of two arms differ",
-    Flag.OTHER_TYPE: "the header's spectral type is not one of the training set's",
-    Flag.NO_IMAGE: "no image in all bands, values are those of the spectrum alone",
-    Flag.IMAGE_DEFECT: "image saturated, with holes, or cut by the frame's edge",
+    Flag.OTHER_TYPE: "the header's type is not one of the training set's",
+    Flag.NO_IMAGE: "no image in all bands: the spectrum alone decided",
+    Flag.IMAGE_DEFECT: "image saturated, with holes, or cut by an edge",
 }
 
 FAILED = Flag.UNREADABLE | Flag.NO_COVERAGE  # rows without values

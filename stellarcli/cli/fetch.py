@@ -41,7 +41,8 @@ def simulated(
     survey: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Whose files to imitate: lamost-lrs or lamost-mrs."
+            metavar="NAME",
+            help="Whose files to imitate: lamost-lrs, lamost-mrs or apogee.",
         ),
     ] = "lamost-lrs",
     snr: Annotated[
@@ -98,7 +99,8 @@ def simulated(
 
     Spectra come from a small emulator inside the package; velocities, reddening, noise
     and bad pixels are as in LAMOST DR10. Those of medium resolution (lamost-mrs) come
-    from a line list and a synthesis in miniature, with fifteen abundances. The survey's
+    from a line list and a synthesis in miniature, with fifteen abundances; apogee is
+    combined spectra of dwarfs in the H band, after El-Badry et al. 2018. The survey's
     reader can't tell the files from real ones, their header can.
 
     Examples:

@@ -89,6 +89,17 @@ Images = Annotated[
         show_default=False,
     ),
 ]
+ModelVelocity = Annotated[
+    str,
+    typer.Option(
+        "--rv",
+        metavar="SOURCE",
+        help="Radial velocities: header; measure, by cross-correlation; auto, which "
+        "measures where the header has none; or a catalogue with a column rv (km/s). "
+        "By default what the model was trained with: auto or header.",
+        show_default=False,
+    ),
+]
 Paths = Annotated[
     list[str],
     typer.Argument(

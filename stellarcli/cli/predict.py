@@ -31,7 +31,7 @@ def predict(
     device: options.Device = "auto",
     workers: options.Workers = None,
     exposures: options.Exposures = False,
-    rv: options.Velocity = "header",
+    rv: options.ModelVelocity = "",
     images: options.Images = None,
     dropout: Annotated[
         float,
@@ -47,6 +47,22 @@ def predict(
             metavar="I/N",
             help="Do only the I-th of N shares (I from 1); auto takes both from a "
             "Slurm array. The shard that finishes last writes the table.",
+        ),
+    ] = None,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge",
+            help="PATHS are outputs of shards that could not write to one place (or "
+            "whole catalogues): write the one table.",
+        ),
+    ] = False,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Compute on the Dask cluster of this scheduler (tcp://HOST:PORT, or "
+            "the scheduler's file).",
         ),
     ] = None,
     resume: Annotated[
@@ -75,6 +91,8 @@ def predict(
       stellar predict @night.txt -o params.fits --log night.log --resume
 
       stellar preprocess spectra/ -o - | stellar predict - -o params.csv
+
+      stellar predict --merge part-1.fits part-2.fits -o params.fits
     """
     from stellarcli.errors import ExitStatus, NoUsableSpectraError, UsageError
 
@@ -82,34 +100,53 @@ def predict(
     if json and output == "-":
         raise UsageError("--json and -o - both want standard output; name a file.")
 
-    from stellarcli import catalog, devices, inputs, parallel, prediction, provenance
+    from stellarcli import (
+        catalog,
+        cluster,
+        devices,
+        inputs,
+        merging,
+        parallel,
+        prediction,
+        provenance,
+    )
     from stellarcli.parts import parse_shard
 
-    run = prediction.Run(
-        model=model,
-        device=devices.choose_device(device),
-        precision=prediction.check_precision(precision),
-        exposures=exposures,
-        rv=rv,
-        images=images or "",
-        dropout=prediction.check_dropout(dropout),
-        workers=parallel.check_workers(workers),
-        shard=parse_shard(shard),
-        resume=resume,
-    )
-    catalog.check_output(output, overwrite or resume or shard is not None)
-    found = inputs.expand(paths, output, sayer(quiet))
-    tasks = list(inputs.tasks(found, prediction.CHUNK))
-    with progress(sum(map(len, tasks)), "spectra", quiet) as bar:
-        summary = prediction.predict(
-            tasks,
-            output,
-            run,
-            overwrite=overwrite,
-            cards=provenance.cards(command_line()),
-            progress=bar.update,
-            note=sayer(quiet),
+    facts = provenance.cards(command_line())
+    if merge:
+        if dask or resume or shard is not None:
+            raise UsageError(
+                "--merge only puts parts together; leave --dask, --resume and --shard "
+                "out."
+            )
+        summary = merging.merge(paths, output, overwrite=overwrite, cards=facts)
+    else:
+        run = prediction.Run(
+            model=model,
+            device=devices.choose_device("cpu" if dask else device),
+            precision=prediction.check_precision(precision),
+            exposures=exposures,
+            rv=rv,
+            images=images or "",
+            dropout=prediction.check_dropout(dropout),
+            workers=parallel.check_workers(workers),
+            shard=parse_shard(shard),
+            resume=resume,
         )
+        catalog.check_output(output, overwrite or resume or shard is not None)
+        found = inputs.expand(paths, output, sayer(quiet))
+        tasks = list(inputs.tasks(found, prediction.CHUNK))
+        with progress(sum(map(len, tasks)), "spectra", quiet) as bar:
+            summary = prediction.predict(
+                tasks,
+                output,
+                run,
+                overwrite=overwrite,
+                cards=facts,
+                progress=bar.update,
+                note=sayer(quiet),
+                compute=cluster.results(dask) if dask else None,
+            )
     report_reasons(summary.reasons, log, quiet)
     if not quiet:
         _report(summary, output, verbose)

@@ -23,6 +23,7 @@ from stellarcli.parallel import ordered_map
 from stellarcli.prediction import Predictor, Summary
 from stellarcli.preparation import CHUNK, Chunk
 from stellarcli.provenance import Card
+from stellarcli.velocity import Source
 
 TASK = 8  # spectra per task: each takes a while
 ALL = "all"  # name of the group of all spectra
@@ -289,13 +290,18 @@ def channel_parts(request: Request) -> dict[str, slice]:
 
 def _work(task: Task, request: Request) -> tuple[Maps, np.ndarray, list]:
     explainer = _explainer(request)
-    prepared = preparation.run(
+    return explainer(_prepare(task, explainer))
+
+
+def _prepare(task: Task, explainer: Explainer) -> Chunk:
+    model = explainer.model
+    return preparation.run(
         task,
-        explainer.model.recipe,
+        model.recipe,
+        velocities=Source.of(model.velocities),
         inputs=explainer.predictor.inputs,
-        images=request.images,
+        images=explainer.request.images,
     )
-    return explainer(prepared)
 
 
 def _results(tasks: Sequence[Task], request: Request) -> Iterator:
@@ -304,12 +310,7 @@ def _results(tasks: Sequence[Task], request: Request) -> Iterator:
         return
     # workers read and prepare; this process feeds the device
     explainer = _explainer(request)
-    prepare = partial(
-        preparation.run,
-        recipe=explainer.model.recipe,
-        inputs=explainer.predictor.inputs,
-        images=request.images,
-    )
+    prepare = partial(_prepare, explainer=explainer)
     yield from map(explainer, ordered_map(prepare, tasks, request.workers))
 
 

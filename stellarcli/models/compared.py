@@ -58,14 +58,17 @@ def stem(channels: int, width: int, stride: int) -> list[nn.Module]:
 class Baseline(nn.Module):
     """A trunk on the whole spectrum and fully connected layers."""
 
-    def __init__(self, trunk: nn.Sequential, head: nn.Sequential, noise: bool):
+    def __init__(
+        self, trunk: nn.Sequential, head: nn.Sequential, noise: bool, level: float
+    ):
         super().__init__()
-        self.trunk, self.head, self.noise = trunk, head, noise
+        self.trunk, self.head = trunk, head
+        self.noise, self.level = noise, level
         self.to(memory_format=torch.channels_last)
 
     def forward_features(self, flux: Tensor, ivar: Tensor) -> Tensor:
         """(spectrum, pixel) to features (spectrum, feature)."""
-        x = channels_of(flux, ivar, self.noise).unsqueeze(2)
+        x = channels_of(flux, ivar, self.noise, self.level).unsqueeze(2)
         x = x.contiguous(memory_format=torch.channels_last)
         return self.trunk(x.to(self.trunk[0].weight.dtype)).flatten(1)
 
@@ -111,7 +114,7 @@ class ResNet(Baseline):
         Step of the first convolution.
     places : int
         Positions that the pooling leaves.
-    hidden, noise, dropout
+    hidden, noise, level, dropout
         As in `stellarcli.models.rdn.RDN`.
     """
 
@@ -126,6 +129,7 @@ class ResNet(Baseline):
         places: int = 32,
         hidden: Sequence[int] = (128, 64),
         noise: bool = False,
+        level: float = 0.5,
         dropout: float = 0.0,
     ):
         layers = stem(1 + noise, widths[0], stride)
@@ -137,7 +141,7 @@ class ResNet(Baseline):
                 inputs = width
         layers.append(nn.AdaptiveAvgPool2d((1, places)))
         head = fully_connected(inputs * places, hidden, 2 * labels, dropout)
-        super().__init__(nn.Sequential(*layers), head, noise)
+        super().__init__(nn.Sequential(*layers), head, noise, level)
 
 
 class DenseLayer(nn.Module):
@@ -175,7 +179,7 @@ class DenseNet(Baseline):
         Step of the first convolution.
     places : int
         Positions that the pooling leaves.
-    hidden, noise, dropout
+    hidden, noise, level, dropout
         As in `stellarcli.models.rdn.RDN`.
     """
 
@@ -191,6 +195,7 @@ class DenseNet(Baseline):
         places: int = 64,
         hidden: Sequence[int] = (128, 64),
         noise: bool = False,
+        level: float = 0.5,
         dropout: float = 0.0,
     ):
         modules = stem(1 + noise, width, stride)
@@ -212,7 +217,7 @@ class DenseNet(Baseline):
             nn.AdaptiveAvgPool2d((1, places)),
         ]
         head = fully_connected(width * places, hidden, 2 * labels, dropout)
-        super().__init__(nn.Sequential(*modules), head, noise)
+        super().__init__(nn.Sequential(*modules), head, noise, level)
 
 
 class StarNet(Baseline):
@@ -226,7 +231,7 @@ class StarNet(Baseline):
         Pixels of a filter.
     pool : int
         Pixels of which the largest is kept.
-    hidden, noise, dropout
+    hidden, noise, level, dropout
         As in `stellarcli.models.rdn.RDN`.
     """
 
@@ -240,6 +245,7 @@ class StarNet(Baseline):
         pool: int = 4,
         hidden: Sequence[int] = (256, 128),
         noise: bool = False,
+        level: float = 0.5,
         dropout: float = 0.0,
     ):
         first, second = filters
@@ -252,4 +258,4 @@ class StarNet(Baseline):
         )
         positions = (pixels - 2 * (kernel - 1)) // pool
         head = fully_connected(second * positions, hidden, 2 * labels, dropout)
-        super().__init__(trunk, head, noise)
+        super().__init__(trunk, head, noise, level)

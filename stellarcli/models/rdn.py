@@ -28,16 +28,17 @@ UNITS = 3  # residual dense units of a block (figure 3)
 NOISE_CAP = 1.0  # noise of a masked pixel, relative to the arm's range
 
 
-def channels_of(flux: Tensor, ivar: Tensor, noise: bool) -> Tensor:
-    """Return what networks see of min–max scaled spectra, (spectrum, channel, pixel).
+def channels_of(flux: Tensor, ivar: Tensor, noise: bool, level: float = 0.5) -> Tensor:
+    """Return what networks see of spectra, (spectrum, channel, pixel).
 
-    With `noise` a second channel is the logarithm of the noise, which is 0 where a
-    pixel is masked or its arm missing, and negative elsewhere.
+    Flux counts from `level`: 0.5 where it is min–max scaled, 1 where it is divided by a
+    continuum. With `noise` a second channel is the logarithm of the noise, which is 0
+    where a pixel is masked or its arm missing, and negative elsewhere.
     """
     if not noise:
-        return flux.unsqueeze(1) - 0.5
+        return flux.unsqueeze(1) - level
     sigma = torch.rsqrt(ivar.clamp_min(1e-12)).clamp_max(NOISE_CAP)
-    return torch.stack([(flux - 0.5) * 4, sigma.log() * 0.5], dim=1)
+    return torch.stack([(flux - level) * 4, sigma.log() * 0.5], dim=1)
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -162,6 +163,8 @@ class RDN(nn.Module):
         Units of the first two fully connected layers.
     noise : bool
         Show the network the spectrum's noise, too. The paper's sees the flux alone.
+    level : float
+        Flux that counts as 0, see `channels_of`.
     dropout : float
         After the first two fully connected layers; the paper trains without.
     """
@@ -179,6 +182,7 @@ class RDN(nn.Module):
         places: int = 64,
         hidden: Sequence[int] = (128, 64),
         noise: bool = False,
+        level: float = 0.5,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -192,7 +196,7 @@ class RDN(nn.Module):
                 "blocks must be 1 or more; strides and hidden are two numbers each, "
                 f"not {blocks}, {list(strides)} and {list(hidden)}"
             )
-        self.arms, self.noise = arms, noise
+        self.arms, self.noise, self.level = arms, noise, level
         self.trunk = nn.ModuleList(
             Branch(
                 1 + noise,
@@ -209,7 +213,7 @@ class RDN(nn.Module):
 
     def forward_features(self, flux: Tensor, ivar: Tensor) -> Tensor:
         """(spectrum, pixel) to features (spectrum, feature)."""
-        x = channels_of(flux, ivar, self.noise).unsqueeze(2)
+        x = channels_of(flux, ivar, self.noise, self.level).unsqueeze(2)
         x = x.to(self.trunk[0].convolve.weight.dtype)
         # (spectrum, channel, 1, pixel) to one such per arm
         pieces = x.chunk(self.arms, dim=3)

@@ -354,7 +354,8 @@ class Patches(nn.Module):
         table = self.table.float().flatten(0, 1)
         right = table[(left + 1).clamp_max(total - 1)]
         vector = torch.lerp(table[left], right, share[..., None])
-        size = torch.where(good, (flux - 1).abs() * vector.norm(dim=2), 0)
+        depth = (flux - 1).abs() + 1e-6  # a patch of pure continuum is shared evenly
+        size = torch.where(good, depth * vector.norm(dim=2), 0)
         patch = left // self.knots
         blank = flux.new_zeros(len(flux), self.count)
         sums = blank.scatter_add(1, patch, size)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from stellarcli import plainyaml
 from stellarcli.errors import UsageError, unknown
 from stellarcli.preprocess import continuum, images, spikes, wavelength
 from stellarcli.preprocess.batch import Batch
@@ -40,6 +41,7 @@ STEPS: dict[str, Callable[..., Batch]] = {
     "bridge": wavelength.bridge,
     "rest_frame": wavelength.rest_frame,
     "resample": wavelength.resample,
+    "keep": wavelength.keep_ranges,
     "continuum": continuum.divide_continuum,
     "clip": continuum.clip_flux,
     "min_max": continuum.scale_min_max,
@@ -49,6 +51,22 @@ STEPS: dict[str, Callable[..., Batch]] = {
     "images": images.keep_spectra,
 }
 
+# what numbers may be, by name of the parameter: beyond, they cost memory or hours
+RANGES = {
+    "degree": (0, 100),
+    "height": (0, 1e6),
+    "high": (-1e6, 1e6),
+    "iterations": (0, 1000),
+    "longest": (1, 1e5),
+    "low": (-1e6, 1e6),
+    "pixels": (2, wavelength.MOST_PIXELS),
+    "quantile": (0, 1),
+    "threshold": (0, 1e6),
+    "velocity": (100, 1e6),
+    "width": (0.01, 1e6),
+}
+MOST_STEPS = 100
+MOST_KNOTS = 30_000_000  # of a continuum, times pixels
 ON_GRID = ("continuum", "pad", "fold")  # steps that take spectra on one grid only
 
 
@@ -67,10 +85,12 @@ class Step:
         if self.name not in STEPS:
             raise unknown("preprocessing step", self.name, STEPS)
         valid = _parameters(STEPS[self.name])
+        if not all(isinstance(key, str) for key in self.parameters):
+            raise UsageError(f"step {self.name!r} has a parameter that is no name.")
         if self.name == "continuum":
             method = self.parameters.get("method", "polynomial")
-            if method not in continuum.CONTINUA:
-                raise unknown("continuum method", method, continuum.CONTINUA)
+            if not isinstance(method, str) or method not in continuum.CONTINUA:
+                raise unknown("continuum method", str(method), continuum.CONTINUA)
             valid += _parameters(continuum.CONTINUA[method])
         for key in self.parameters:
             if key not in valid:
@@ -78,10 +98,31 @@ class Step:
         for key in _parameters(STEPS[self.name], required=True):
             if key not in self.parameters:
                 raise UsageError(f"step {self.name!r} needs the parameter {key!r}.")
+        for key in RANGES.keys() & self.parameters:
+            self._check_number(key, self.parameters[key])
         if self.name == "resample":
             wavelength.join_grids(self.parameters["grids"])
         if self.name == "images":
             images.check(**self.parameters)
+        if self.name == "fold":
+            self._check_shape(self.parameters["shape"])
+
+    def _check_number(self, key: str, value: Any) -> None:
+        low, high = RANGES[key]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not low <= value <= high:
+            raise UsageError(
+                f"parameter {key!r} of step {self.name!r} is a number from {low:g} to "
+                f"{high:g}, not {value!r:.80}."
+            )
+
+    def _check_shape(self, shape: Any) -> None:
+        pair = isinstance(shape, list | tuple) and len(shape) == 2
+        if not pair or not all(type(size) is int and size > 0 for size in shape):
+            raise UsageError(
+                f"the shape of step {self.name!r} is [rows, columns], such as "
+                f"[64, 64], not {shape!r:.80}."
+            )
 
     def __str__(self) -> str:
         """Return ``name(key=value, ...)``."""
@@ -114,12 +155,29 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse steps that need a common grid before there is one."""
         names = [step.name for step in self.steps]
+        if len(names) > MOST_STEPS:
+            raise UsageError(f"recipe {self.name!r} has more than {MOST_STEPS} steps.")
+        self._check_knots()
         count = names.index("resample") if "resample" in names else len(names)
         for step in self.steps[:count]:
             if step.name in ON_GRID and "velocity" not in step.parameters:
                 raise UsageError(
                     f"recipe {self.name!r}: step {step.name!r} needs spectra on a "
                     "common grid; put 'resample' before it."
+                )
+
+    def _check_knots(self) -> None:
+        """Refuse continua so narrow that their matrices would fill the memory."""
+        grids = self.parameters("resample")
+        if grids is None:
+            return
+        grid = wavelength.join_grids(grids["grids"])[0]
+        for step in self.steps:
+            width = step.parameters.get("width")
+            if width and np.ptp(grid) / width * 4 * grid.size > MOST_KNOTS:
+                raise UsageError(
+                    f"recipe {self.name!r}: a continuum {width:g} Å wide is too narrow "
+                    f"for {grid.size} pixels over {np.ptp(grid):.0f} Å."
                 )
 
     def apply(self, batch: Batch) -> Batch:
@@ -189,13 +247,11 @@ class Recipe:
         UsageError
             If the file is missing, isn't YAML, or isn't a recipe.
         """
-        import yaml
-
         try:
-            values = yaml.safe_load(path.read_text())
+            values = plainyaml.parse(path.read_text())
         except OSError as error:
             raise UsageError(f"recipe '{path}': {error.strerror}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise UsageError(f"recipe '{path}' is not YAML: {error}") from None
         if isinstance(values, dict) and isinstance(values.get("steps"), list):
             return cls.from_steps(str(values.get("name", path.stem)), values["steps"])
@@ -215,11 +271,15 @@ def _step(item: Any) -> Step:
         if parameters is None or isinstance(parameters, dict):
             return Step(str(name), dict(parameters or {}))
     raise UsageError(
-        f"a recipe's step is 'name' or 'name: {{parameter: value}}', not {item!r}."
+        f"a recipe's step is 'name' or 'name: {{parameter: value}}', not {item!r:.80}."
     )
 
 
 LOG_STEP = 1e-4  # dex per pixel, the native sampling of LAMOST LRS and SDSS
+MRS_GRIDS = [  # both arms of LAMOST MRS
+    {"start": 4920.0, "step": 0.1, "pixels": 4401},
+    {"start": 6290.0, "step": 0.1, "pixels": 4401},
+]
 LRS_START = {"kind": "log10", "step": LOG_STEP}
 
 RECIPES = {
@@ -257,15 +317,18 @@ RECIPES = {
             "spikes",
             "bridge",
             "rest_frame",
-            {
-                "resample": {
-                    "grids": [
-                        {"start": 4920.0, "step": 0.1, "pixels": 4401},
-                        {"start": 6290.0, "step": 0.1, "pixels": 4401},
-                    ]
-                }
-            },
+            {"resample": {"grids": MRS_GRIDS}},
             "min_max",
+        ],
+        # The same with a continuum instead: min-max leaves the slope of the flux
+        # calibration, and loses the depth of the deepest line
+        "mrs": [
+            "spikes",
+            "bridge",
+            "rest_frame",
+            {"resample": {"grids": MRS_GRIDS}},
+            {"continuum": {"method": "smooth", "width": 30.0}},
+            "clip",
         ],
         # SPFusion: 4000-9000 Å at native sampling, min-max, zeros on both sides to
         # 3584; images in three bands, if they are given

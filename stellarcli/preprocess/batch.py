@@ -69,9 +69,11 @@ class Batch:
             for start, stop in segments:
                 yield np.array(members), slice(start, stop)
 
-    def rows(self, part: slice) -> Batch:
+    def rows(self, part: slice | np.ndarray) -> Batch:
         """Return some of the spectra."""
-        own = self.segments[part] if len(self.segments) > 1 else self.segments
+        own = self.segments
+        if len(own) > 1:
+            own = tuple(own[row] for row in np.arange(len(self))[part].tolist())
         return replace(
             self,
             wavelength=self.wavelength if self.common_grid else self.wavelength[part],

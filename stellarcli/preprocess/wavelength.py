@@ -18,6 +18,8 @@ POLE = np.sqrt(3) - 2
 DOUBLINGS = (8, 4, 2, 1)  # sum of z**k over 16 pixels = product of 1 + z**d over these
 REACH = sum(DOUBLINGS)  # pixels
 CARDINAL = np.sqrt(3) * POLE ** np.abs(np.arange(-REACH, REACH + 1))
+MOST_PIXELS = 100_000  # of a grid
+MOST_GRIDS = 64
 SHARE = 0.2  # an output pixel is masked if a masked one has more than this weight in it
 
 
@@ -95,6 +97,33 @@ def bridge(batch: Batch) -> Batch:
     return batch.with_flux(flux)
 
 
+def keep_ranges(batch: Batch, *, ranges: list[list[float]]) -> Batch:
+    """Mask all pixels outside some ranges of wavelength.
+
+    Parameters
+    ----------
+    batch : Batch
+    ranges : list of (float, float)
+        Vacuum Å; at the star's rest where `rest_frame` came before.
+
+    Raises
+    ------
+    UsageError
+        If a range isn't two wavelengths, the shorter one first.
+    """
+    inside = np.zeros(batch.flux.shape, dtype=bool)
+    for limits in ranges:
+        if len(limits) != 2 or not limits[0] < limits[1]:
+            raise UsageError(
+                f"step 'keep' takes ranges such as [5130, 5450], not {limits}."
+            )
+        low, high = limits
+        inside |= (batch.wavelength >= low) & (batch.wavelength <= high)
+    mask = np.where(inside, batch.mask, batch.mask | PixelMask.OUTSIDE)
+    result = batch.with_flux(np.where(inside, batch.flux, 1), inside)
+    return replace(result, mask=mask.astype(np.uint8))
+
+
 def make_grid(
     *,
     start: float,
@@ -120,14 +149,16 @@ def make_grid(
     """
     if kind not in ("linear", "log10"):
         raise UsageError(f"grid kind {kind!r} is not known; use 'linear' or 'log10'.")
-    if not (start > 0 and step > 0 and pixels > 1):
+    if not (0 < start < np.inf and 0 < step < np.inf and 1 < pixels <= MOST_PIXELS):
         raise UsageError(
-            "a grid needs start > 0, step > 0 and at least 2 pixels, not "
+            f"a grid needs start > 0, step > 0 and 2 to {MOST_PIXELS} pixels, not "
             f"start={start}, step={step}, pixels={pixels}."
         )
     index = np.arange(int(pixels))
     if kind == "linear":
         return start + step * index
+    if np.log10(start) + step * pixels > 9:
+        raise UsageError(f"a grid of steps of {step} dex leaves the spectrum.")
     return 10.0 ** (np.log10(start) + step * index)
 
 
@@ -141,10 +172,10 @@ def join_grids(grids: list[dict]) -> tuple[np.ndarray, Segments]:
         overlap.
     """
     try:
-        parts = [make_grid(**grid) for grid in grids]
-    except TypeError as error:
+        parts = [make_grid(**grid) for grid in grids[:MOST_GRIDS]]
+    except (KeyError, TypeError) as error:
         raise UsageError(
-            f"grids {grids!r} can't be made ({error}); give a list of "
+            f"grids {grids!r:.200} can't be made ({error}); give a list of "
             "{start: 4000.0, step: 1.0, pixels: 4096, kind: linear}."
         ) from None
     if not parts or any(left[-1] >= right[0] for left, right in pairwise(parts)):

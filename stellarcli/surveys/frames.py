@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stellarcli.surveys.redclump import latitude
-from stellarcli.surveys.writing import (
+from stellarcli.surveys.cards import (
     card,
     decimal,
     header_block,
     padded,
     remark,
 )
+from stellarcli.surveys.redclump import latitude
 
 SIZE = 192  # pixels of a frame's side
 SCALE = 0.396 / 3600  # degrees per pixel

@@ -65,6 +65,9 @@ UNITS = (  # pattern of a unit's text -> Å per unit; the first that fits
     (re.compile(r"^UM$|^[ΜΜ]M$|MICRON|MICROM"), 1e4),
     (re.compile(r"^M$|^MET(ER|RE)S?$"), 1e10),
 )
+LARGEST_TEXT = 1 << 24  # bytes
+MOST_HEADING = 200  # lines of a text's header that may name its columns
+LONGEST_LINE = 2000  # characters of such a line
 MEDIUM_CARDS = ("AIRORVAC", "WAVEMED", "MEDIUM", "WAVETYPE", "WAVEREF")
 AIR = re.compile(r"\b(in[ _])?air\b|_air\b|\bair_|\bawav", re.IGNORECASE)
 VACUUM = re.compile(r"\bvac(uum)?\b|_vac(uum)?\b|\bvac(uum)?_", re.IGNORECASE)
@@ -354,6 +357,8 @@ def text_hdus(data: bytes) -> list[TextTable]:
     """
     if b"\0" in data[:4096]:
         raise SpectrumError(describe_bytes(data))
+    if len(data) > LARGEST_TEXT:
+        raise SpectrumError(f"{len(data) / 1e6:.0f} MB of text are no spectrum")
     lines = data.decode("utf-8", "replace").lstrip("\ufeff").splitlines()
     rows, heading = _split_text(lines)
     if len(rows) < 2 or len(rows[0]) < 2:
@@ -398,7 +403,9 @@ def _is_number(word: str) -> bool:
 
 def _text_names(heading: list[str], count: int) -> list[str]:
     """Names of the columns: the header's last line that fits, else by position."""
-    for line in reversed(heading):
+    for line in reversed(heading[-MOST_HEADING:]):
+        if len(line) > LONGEST_LINE:
+            continue
         bare = re.sub(r"[\(\[].*?[\)\]]", " ", line)
         words = bare.replace(",", " ").upper().split()
         roles = _roles(tuple(words))

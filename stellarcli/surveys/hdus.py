@@ -37,7 +37,9 @@ BLOCK = 2880  # bytes; FITS headers and data are padded to multiples of it
 CARD = 80  # bytes
 END = b"END" + b" " * 77
 GZIP = b"\x1f\x8b"
-LARGEST = 1 << 30  # bytes; no spectrum is larger, and a damaged gzip may claim to be
+LARGEST = 1 << 28  # bytes; no spectrum is larger, and a damaged gzip may claim to be
+NO_SUCH_FILE = "no such file"  # reason of an input that isn't there
+MOST_FIELDS = 999  # axes or columns, by the standard; the library makes room for all
 LONGEST_HEADER = 1 << 20  # bytes; parsing far more takes the library minutes
 
 IMAGE_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
@@ -56,6 +58,9 @@ COLUMN_TYPES = {
     "P": (8, ""),
     "Q": (16, ""),
 }
+
+
+COUNTS = re.compile(rb"(TFIELDS |NAXIS   )= *(\d{1,70})")
 
 
 class UnusualFITS(Exception):
@@ -336,7 +341,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
         with open(path, "rb", buffering=0) as file:
             data = file.readall()
     except FileNotFoundError:
-        raise SpectrumError("no such file") from None
+        raise SpectrumError(NO_SUCH_FILE) from None
     except PermissionError:
         raise SpectrumError("permission denied") from None
     except (OSError, ValueError) as error:
@@ -363,13 +368,17 @@ def gunzip(data: bytes) -> bytes:
     SpectrumError
         If the data are cut short or damaged.
     """
-    parts = []
+    parts, room, copied = [], LARGEST, 0
     while data.startswith(GZIP):  # padding or rubbish after the last member is ignored
         inflate = inflater.decompressobj(wbits=31)
         try:
-            parts.append(inflate.decompress(data, LARGEST))
+            parts.append(inflate.decompress(data, room))
         except inflater.error as error:
             raise SpectrumError(f"the gzip data are damaged ({error})") from None
+        room -= len(parts[-1])
+        copied += len(inflate.unused_data)
+        if room <= 0 or copied > 8 * LARGEST:  # of very many members
+            raise SpectrumError("what the gzip file holds is too large for a spectrum")
         if not inflate.eof:
             raise SpectrumError(
                 f"the gzip file is truncated: it ends after {len(data)} bytes"
@@ -554,12 +563,33 @@ def library_parse(data: bytes) -> list[LibraryHDU]:
 
     if not is_fits(data):
         raise SpectrumError(describe_bytes(data))
+    for name, count in COUNTS.findall(data):
+        if int(count) > MOST_FIELDS:
+            raise SpectrumError(f"damaged FITS file: {name.decode().strip()} too large")
     with quiet():
         try:
             found = fits.open(BytesIO(data), lazy_load_hdus=False)
+            for number, hdu in enumerate(found):
+                _check_promise(hdu, number, len(data))
             return [LibraryHDU(hdu) for hdu in found]
+        except SpectrumError:
+            raise
         except Exception as error:  # damaged files raise nearly anything
             raise SpectrumError(f"damaged FITS file ({_first_line(error)})") from None
+
+
+def _check_promise(hdu: Any, number: int, there: int) -> None:
+    """Refuse a header that promises more than the file, or the memory, can hold."""
+    size = hdu.size
+    if size > there:
+        raise SpectrumError(
+            f"the file is truncated: HDU {number} needs {size} bytes of data, "
+            f"{there} are there"
+        )
+    if "ZIMAGE" in hdu.header or hasattr(hdu, "compression_type"):
+        pixels = math.prod(hdu.shape)
+        if pixels > LARGEST // 8:
+            raise SpectrumError(f"HDU {number} is an image of {pixels} pixels")
 
 
 def with_fallback(data: bytes, use: Callable[[list], Any]) -> Any:

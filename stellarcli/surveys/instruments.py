@@ -7,7 +7,7 @@ noise, bad pixels and the error of the measured velocity included.
 lamost-lrs   LAMOST's low resolution, as `observing` simulates it
 lamost-mrs   its medium resolution, as `medium` does. Synthesis takes a while: a pool of
              stars is made once and observed again and again
-apogee       dwarfs in the H band, `ApogeeEmulator`
+apogee       dwarfs in the H band, as `hband` does
 miles        the MILES library's range, resolution and sampling
 optical      any stretch of the optical at resolutions of 500 to 1800: what no survey
              here has, so that a network learns not to count on one
@@ -15,22 +15,17 @@ optical      any stretch of the optical at resolutions of 500 to 1800: what no s
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
-from itertools import combinations_with_replacement, pairwise
-from pathlib import Path
 
 import numpy as np
 
-from stellarcli.errors import UsageError
 from stellarcli.preprocess import Batch
 from stellarcli.preprocess.wavelength import air_to_vacuum
 from stellarcli.spectrum import SPEED_OF_LIGHT, PixelMask
-from stellarcli.surveys import medium, synthesis
+from stellarcli.surveys import hband, medium, synthesis
 from stellarcli.surveys.emulator import LABEL_NAMES, Emulator, draw_labels
+from stellarcli.surveys.hband import ApogeeEmulator
 from stellarcli.surveys.observing import simulate
 
 POOL = 1000  # stars of medium resolution that are synthesised for a stream
@@ -55,103 +50,9 @@ class Sky:
     """
 
     emulator: Emulator = field(default_factory=Emulator.load)
-    apogee: ApogeeEmulator = field(default_factory=lambda: ApogeeEmulator.load())
+    apogee: ApogeeEmulator = field(default_factory=ApogeeEmulator.load)
     pool: int = POOL
     seed: int = 1
-
-
-# ------------------------------------------------------------------------------ H band
-
-
-def polynomial(x: np.ndarray, degree: int) -> np.ndarray:
-    """All products of at most `degree` columns, (star, term); the first is 1.
-
-    Parameters
-    ----------
-    x : ndarray, shape (star, column)
-    degree : int
-    """
-    terms = [np.ones(len(x))]
-    for order in range(1, degree + 1):
-        for chosen in combinations_with_replacement(range(x.shape[1]), order):
-            terms.append(x[:, chosen].prod(axis=1))
-    return np.stack(terms, axis=1)
-
-
-@dataclass(frozen=True, eq=False)
-class ApogeeEmulator:
-    """Labels to normalised H-band spectra of dwarfs.
-
-    Fitted by ``tests/benchmarks/fit_apogee.py`` to the spectral model of El-Badry et
-    al. 2018 (MNRAS 473, 5043), which is for Teff 4200–7000 K and log g 4–5.
-
-    Attributes
-    ----------
-    wavelength : ndarray, shape (pixel,)
-        Vacuum Å; log-spaced within each of three detectors.
-    limits : ndarray, shape (5, 2)
-        Of Teff [K], log g, [Fe/H], [α/Fe] [dex], macroturbulence [km/s].
-    """
-
-    wavelength: np.ndarray
-    limits: np.ndarray
-    mean: np.ndarray
-    basis: np.ndarray
-    coefficients: np.ndarray
-    degree: int
-
-    @classmethod
-    def load(cls, path: Path | str | None = None) -> ApogeeEmulator:
-        """Read the shipped one, or another file of the same form.
-
-        Raises
-        ------
-        UsageError
-            If the file is of another form.
-        """
-        return _shipped_apogee() if path is None else _read_apogee(path)
-
-    def spectrum(self, labels: np.ndarray) -> np.ndarray:
-        """Normalised flux at rest, float32 (star, pixel); labels (star, 5)."""
-        low, high = self.limits.T
-        if not ((labels >= low) & (labels <= high)).all():
-            raise UsageError(
-                "labels outside the APOGEE emulator's limits: teff "
-                f"{low[0]:.0f}:{high[0]:.0f}, logg {low[1]:.1f}:{high[1]:.1f}, feh "
-                f"{low[2]:.2f}:{high[2]:.2f}."
-            )
-        terms = polynomial(2 * (labels - low) / (high - low) - 1, self.degree)
-        return self.mean + (terms @ self.coefficients).astype(np.float32) @ self.basis
-
-    @property
-    def segments(self) -> tuple[tuple[int, int], ...]:
-        """Pixels of the three detectors."""
-        edges = np.flatnonzero(np.diff(np.log(self.wavelength)) > 1e-4) + 1
-        bounds = [0, *edges.tolist(), self.wavelength.size]
-        return tuple(pairwise(bounds))
-
-
-def _read_apogee(source: object) -> ApogeeEmulator:
-    with np.load(source, allow_pickle=False) as stored:
-        if int(stored["format"]) != 1 if "format" in stored.files else True:
-            raise UsageError(
-                f"'{source}' is no APOGEE emulator of this program; make one with "
-                "tests/benchmarks/fit_apogee.py."
-            )
-        return ApogeeEmulator(
-            wavelength=stored["wavelength"],
-            limits=stored["limits"],
-            mean=stored["mean"].astype(np.float32),
-            basis=stored["basis"].astype(np.float32),
-            coefficients=stored["coefficients"],
-            degree=int(stored["degree"]),
-        )
-
-
-@cache
-def _shipped_apogee() -> ApogeeEmulator:
-    data = files("stellarcli").joinpath("data", "apogee.npz").read_bytes()
-    return _read_apogee(io.BytesIO(data))
 
 
 # ------------------------------------------------------------------------- instruments
@@ -243,7 +144,7 @@ class MediumResolution(Instrument):
 class Apogee(Instrument):
     """APOGEE's three detectors in the H band."""
 
-    names = (*LABEL_NAMES, "alpha_fe", "vmacro")
+    names = hband.LABELS
 
     @property
     def pixels(self) -> int:
@@ -252,28 +153,20 @@ class Apogee(Instrument):
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Draw dwarfs with [α/Fe] and macroturbulence; see `Instrument.draw`."""
-        limits = self.sky.apogee.limits
-        labels = rng.uniform(*limits.T, (count, len(limits)))
-        # [α/Fe] falls with [Fe/H] in the Galaxy, with all of its range allowed
-        trend = np.interp(labels[:, 2], [-0.8, 0.3], [0.3, 0.0])
-        trend = trend + rng.normal(0, 0.1, count)
-        labels[:, 3] = np.clip(trend, *limits[3])
-        return labels
+        return hband.draw(count, rng, emulator=self.sky.apogee)
 
     def observe(self, labels: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Observe stars with S/N 20 to 400; see `Instrument.observe`."""
-        emulator, count = self.sky.apogee, len(labels)
-        flux = emulator.spectrum(labels)
-        for start, stop in emulator.segments:
-            flux[:, start:stop] *= _rough(count, stop - start, rng)
-        rv = rng.normal(0, VELOCITY, count)
-        snr = 20 * 20 ** rng.random(count)
-        ivar = _snr_to_ivar(flux, snr)
-        lost = _lost_runs(flux.shape, 12, rng)
-        ivar[lost] = 0
-        wavelength = emulator.wavelength * (1 + rv[:, None] / SPEED_OF_LIGHT)
-        measured = rv + rng.normal(0, 0.3, count)
-        return batch_of(wavelength, flux, ivar, measured, emulator.segments, rng)
+        """Observe stars; see `Instrument.observe`."""
+        emulator = self.sky.apogee
+        stars = hband.observe(labels, rng, emulator=emulator)
+        scale = 1 + stars.rv_measured[:, None] / SPEED_OF_LIGHT
+        return batch_of(
+            stars.wavelength * scale,
+            stars.flux,
+            stars.ivar,
+            stars.rv_measured,
+            emulator.segments,
+        )
 
 
 class Miles(Instrument):

@@ -15,7 +15,18 @@ import numpy as np
 
 from stellarcli.errors import UsageError, unknown
 from stellarcli.spectrum import SPEED_OF_LIGHT
-from stellarcli.surveys import frames, medium, redclump, synthesis
+from stellarcli.surveys import frames, hband, medium, redclump, synthesis
+from stellarcli.surveys.cards import (
+    bzip2,
+    card,
+    decimal,
+    designation,
+    gzip,
+    header_block,
+    padded,
+    remark,
+    write_atomically,
+)
 from stellarcli.surveys.emulator import (
     DEFAULT_RANGES,
     FORMAT_VERSION,
@@ -39,17 +50,6 @@ from stellarcli.surveys.observing import (
     noise_regressors,
     simulate,
 )
-from stellarcli.surveys.writing import (
-    bzip2,
-    card,
-    decimal,
-    designation,
-    gzip,
-    header_block,
-    padded,
-    remark,
-    write_atomically,
-)
 
 __all__ = [
     "BLOCK",
@@ -68,6 +68,7 @@ __all__ = [
     "VELOCITY_SCATTER",
     "Emulator",
     "Simulation",
+    "apogee",
     "block_continuum",
     "card",
     "check_ranges",
@@ -130,16 +131,17 @@ FRAMES = "frames"  # folder of the images, beside the spectra
 def truth_columns(survey: str, images: bool = False) -> list[tuple[str, str]]:
     """Names and types of what is true of a survey's files.
 
-    Those of `TRUTH_COLUMNS`; medium resolution has abundances and no reddening, stars
-    with images mass, age, magnitudes and the names of their frames.
+    Those of `TRUTH_COLUMNS`; other surveys have abundances and no reddening, stars with
+    images mass, age, magnitudes and the names of their frames.
     """
     if images:
         return [*TRUTH_COLUMNS, *CLUMP_COLUMNS]
-    if survey != "lamost-mrs":
+    if survey == "lamost-lrs":
         return TRUTH_COLUMNS
     columns = [column for column in TRUTH_COLUMNS if column[0] != "ebv"]
     place = [name for name, _ in columns].index("rv")
-    more = [(name, "f8") for name in synthesis.LABELS[3:]]
+    labels = hband.LABELS[3:4] if survey == "apogee" else synthesis.LABELS[3:]
+    more = [(name, "f8") for name in labels]
     return [*columns[:place], *more, *columns[place:]]
 
 
@@ -591,5 +593,36 @@ def _mrs_header(arm: str, rows: int, snr: float) -> bytes:
     return header_block(table)
 
 
-SIMULATORS = {"lamost-lrs": lamost_lrs, "lamost-mrs": lamost_mrs}
-RANGE_CHECKS = {"lamost-lrs": check_ranges, "lamost-mrs": medium.check_ranges}
+def apogee(n: int, *, seed: int, snr, ranges, **_) -> Iterator[tuple[bytes, dict]]:
+    """Yield APOGEE's combined spectra (apStar) as `lamost_lrs` does.
+
+    Data model: https://data.sdss.org/datamodel/files/APOGEE_REDUX
+    """
+    for block in range(-(-n // BLOCK)):
+        rng = np.random.default_rng([seed, block, 2])
+        stars = hband.observe(hband.draw(BLOCK, rng, ranges), rng, snr=snr)
+        positions = _draw_positions(BLOCK, rng)
+        for row in range(min(BLOCK, n - block * BLOCK)):
+            index = block * BLOCK + row
+            ra, dec = positions[row]
+            labels = dict(zip(hband.LABELS[:4], stars.labels[row], strict=False))
+            name = f"SIM{seed:06d}_{index:06d}"
+            truth = {
+                "file": f"apStar-{name}.fits",
+                "objid": name,
+                "ra": ra,
+                "dec": dec,
+                "snr": round(float(stars.snr[row]), 2),
+                **labels,
+                "rv": stars.rv[row],
+                "subclass": subclass(labels["teff"], labels["logg"]),
+            }
+            yield hband.apstar(truth, stars, row), truth
+
+
+SIMULATORS = {"lamost-lrs": lamost_lrs, "lamost-mrs": lamost_mrs, "apogee": apogee}
+RANGE_CHECKS = {
+    "lamost-lrs": check_ranges,
+    "lamost-mrs": medium.check_ranges,
+    "apogee": hband.check_ranges,
+}

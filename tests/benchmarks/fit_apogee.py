@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stellarcli.surveys.instruments import polynomial
+from stellarcli.surveys.hband import polynomial
 
 STARS, COMPONENTS, DEGREE = 3000, 24, 3
 MACRO = (1.0, 20.0)  # km/s; the source goes on to where few dwarfs are

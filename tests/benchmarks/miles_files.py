@@ -50,6 +50,10 @@ def main() -> None:
         "logg": stars["logg"],
         "feh": stars["feh"],
         "part": np.where(test, "test", "train"),
+        # as LAMOST's labels have them, so that one selection serves both
+        "consistent": np.ones(len(stars), "f4"),
+        "clean": np.ones(len(stars), "f4"),
+        "snrg": np.full(len(stars), 100.0, "f4"),
     }
     kinds = {"U": "S", "f": "f4"}
     made = [catalog.Column(n, kinds[v.dtype.kind]) for n, v in columns.items()]

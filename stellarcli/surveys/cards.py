@@ -1,4 +1,4 @@
-"""Survey files written byte by byte: cards, names, padding, compression."""
+"""Survey files written byte by byte: headers as text, names, compression."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def header_block(cards: list[str]) -> bytes:
 
 
 def remark(text: str) -> str:
-    """One COMMENT card."""
+    """Return a COMMENT card."""
     return f"{'COMMENT ' + text:<80}"
 
 
 def decimal(keyword: str, value: float, comment: str, digits: int = 8) -> str:
-    """One card with so many digits behind the point."""
+    """Return a card with a number of so many decimals."""
     line = f"{keyword:<8}= {value:>20.{digits}f} / {comment}"
     return f"{line:<80}"
 
 
 def padded(content: bytes) -> bytes:
-    """Fill up to a multiple of 2880 bytes."""
+    """Fill data with zeros to a multiple of 2880 bytes."""
     return content + bytes(-len(content) % 2880)
 
 

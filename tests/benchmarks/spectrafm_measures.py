@@ -1,0 +1,197 @@
+"""Measure a SpectraFM model: cuts, attention, throughput. See train_spectrafm.sh.
+
+    python tests/benchmarks/spectrafm_measures.py MODEL PREPARED LABELS cuts
+
+PREPARED has LAMOST LRS spectra with `recipe spectrafm`, LABELS is train_labels.fits.
+Rows: those of `score.py` on the plans that the model's split holds out.
+
+The last word is one of
+
+cuts    a contiguous 40 % of each spectrum's pixels, four places: error against labels,
+        share within 1 σ, errors over those of the whole spectrum
+lines   share of the 2 % of pixels with most attention to [Fe/H] that lie within 5 Å of
+        an iron line of the shipped list (of Teff: a Balmer line), and of all pixels
+speed   spectra per second of the network alone against the context length
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+import torch
+
+from stellarcli import catalog, checkpoint, feeding, models
+from stellarcli.calibration import error_factors
+from stellarcli.dataset import split_by_hash
+from stellarcli.explanation import lines
+from stellarcli.prediction import Predictor
+from stellarcli.preparation import CHUNK
+from stellarcli.prepared import PreparedTable
+
+LABELS = ("teff", "logg", "feh")
+SHARE, PLACES = 0.4, (0.0, 0.2, 0.4, 0.6)
+ELEMENTS = {"teff": ("H",), "feh": ("Fe",), "logg": ("Mg", "Ca", "Fe II")}
+NEAR, TOP, STEP = 5.0, 0.02, 2e-4
+
+
+def test_rows(table: PreparedTable, path: str, model: checkpoint.Model):
+    """Rows of the table that count, and their true labels (row, label)."""
+    labels = catalog.read(path).rows
+    settings = model.training["config"]
+    groups, seed = labels[settings["group"]], settings["seed"]
+    part = split_by_hash(groups, test=settings["test"], validation=0.0, seed=seed)
+    found = catalog.match(table.rows(), labels).index
+    own, part = labels[found], part[found]
+    teff = own["teff"]
+    good = (own["clean"] != 0) & (own["consistent"] != 0) & (own["snrg"] > 25)
+    good &= (part == "test") & (teff > 3785.9) & (teff < 8399.7) & (found >= 0)
+    rows = np.flatnonzero(good)
+    return rows, np.stack([own[name][rows].astype(float) for name in LABELS], axis=1)
+
+
+def predicted(predictor: Predictor, feed: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and their errors as in a catalogue, (spectrum, label)."""
+    values, errors = [], []
+    for start in range(0, len(feed["flux"]), CHUNK):
+        piece = feeding.taken(feed, slice(start, start + CHUNK))
+        mean, variance, _ = predictor.predict(**piece)
+        error = np.sqrt(variance) * error_factors(predictor.model, piece["ivar"])
+        own = predictor.model.labels
+        decoded = [label.decode(mean[:, n]) for n, label in enumerate(own)]
+        values.append(np.stack(decoded, 1))
+        pairs = [y.decode_error(mean[:, n], error[:, n]) for n, y in enumerate(own)]
+        errors.append(np.stack(pairs, 1))
+    return np.concatenate(values), np.concatenate(errors)
+
+
+def cuts(predictor: Predictor, table: PreparedTable, rows, truth) -> None:
+    """Print what is left of the labels when 60 % of a spectrum is not there."""
+    feed = table.feed(rows, predictor.inputs, predictor.extra)
+    values, whole = predicted(predictor, feed)
+    _print("whole", values, whole, whole, truth)
+    good = feed["ivar"] > 0
+    rank = good.cumsum(1) / good.sum(1, keepdims=True)
+    everything = []
+    for place in PLACES:
+        inside = (rank > place) & (rank <= place + SHARE)
+        cut = feed | {"ivar": np.where(inside, feed["ivar"], 0).astype("f4")}
+        values, errors = predicted(predictor, cut)
+        _print(f"{place:.0%} to {place + SHARE:.0%}", values, errors, whole, truth)
+        everything.append((values, errors))
+    values, errors = (np.concatenate(part) for part in zip(*everything, strict=True))
+    count = len(PLACES)
+    _print(
+        "all cuts",
+        values,
+        errors,
+        np.tile(whole, (count, 1)),
+        np.tile(truth, (count, 1)),
+    )
+
+
+def _print(name, values, errors, whole, truth) -> None:
+    off = np.abs(values - truth)
+    for n, label in enumerate(LABELS):
+        within = (off[:, n] < errors[:, n]).mean()
+        ratio = np.median(errors[:, n] / whole[:, n])
+        larger = (errors[:, n] > whole[:, n]).mean()
+        print(
+            f"{name:12s} {label:5s} MAE {off[:, n].mean():.4g}  within 1 sigma "
+            f"{within:.3f}  error/whole {ratio:.2f}, larger in {larger:.0%}"
+        )
+
+
+def attended(predictor: Predictor, table: PreparedTable, rows) -> None:
+    """Print how much of the attention lies on lines, against chance."""
+    total, light = None, None
+    points = np.arange(np.log(3700), np.log(9100), STEP)
+    total = np.zeros((len(LABELS), points.size))
+    light = np.zeros(points.size)
+    network = predictor.networks[0]
+    for start in range(0, len(rows), 16):
+        feed = table.feed(rows[start : start + 16], predictor.inputs, predictor.extra)
+        tensors = feeding.tensors(feed)
+        found = network.attention(*(tensors[n] for n in predictor.inputs)).numpy()
+        good = feed["ivar"] > 0
+        place = (np.log(np.where(good, feed["wavelength"], 5000)) - points[0]) / STEP
+        place = place.astype(int)
+        for row, own in enumerate(found):
+            kept = good[row] & (place[row] >= 0) & (place[row] < points.size)
+            np.add.at(light, place[row, kept], 1)
+            for n, map_ in enumerate(own):
+                np.add.at(total[n], place[row, kept], map_[kept])
+    wavelength = np.exp(points + STEP / 2)
+    seen = light > 0.3 * len(rows)
+    for n, label in enumerate(LABELS):
+        names = ELEMENTS[label]
+        chosen = [
+            line
+            for line in lines.load()
+            if any(_is_of(line.name, element) for element in names)
+        ]
+        near = np.zeros(points.size, dtype=bool)
+        for line in chosen:
+            near |= abs(wavelength - line.wavelength) < NEAR
+        density = np.where(seen, total[n] / np.maximum(light, 1), -1)
+        count = int(TOP * seen.sum())
+        top = np.argsort(-density)[:count]
+        print(
+            f"{label}: {near[top].mean():.3f} of the top {TOP:.0%} within {NEAR:g} Å "
+            f"of {len(chosen)} features of {', '.join(names)}; by chance "
+            f"{near[seen].mean():.3f}; peaks at "
+            f"{sorted({int(round(w / 5) * 5) for w in wavelength[top]})}"
+        )
+
+
+BALMER = ("Hα", "Hβ", "Hγ", "Hδ", "Hε", "H8", "H9", "H10", "Paschen")
+
+
+def _is_of(name: str, element: str) -> bool:
+    if element == "H":
+        return any(name.startswith(line) for line in BALMER)
+    return name.startswith(element)
+
+
+def speed(predictor: Predictor, table: PreparedTable, rows) -> None:
+    """Print spectra per second of the network against the context length."""
+    model = predictor.model
+    feed = feeding.tensors(table.feed(rows[:64], predictor.inputs, predictor.extra))
+    kinds = [("patches", {"patch": p}) for p in (0.02, 0.01, 0.005, 0.0025)]
+    kinds += [("pixels", {"context": c}) for c in (128, 256, 512, 1024)]
+    for tokens, options in kinds:
+        config = {**model.config, "tokens": tokens, **options}
+        network = models.build(
+            "spectrafm", pixels=model.pixels, labels=len(LABELS), **config
+        ).eval()
+        with torch.inference_mode():
+            there = network._tokens(*feed.values())[1]
+            times = []
+            for _ in range(4):
+                begin = time.perf_counter()
+                network(*feed.values())
+                times.append(time.perf_counter() - begin)
+        print(
+            f"{tokens} {options}: {there.sum(1).float().mean():.0f} tokens, "
+            f"{64 / min(times[1:]):.0f} spectra/s"
+        )
+
+
+def main(name: str, prepared: str, labels: str, what: str = "cuts") -> None:
+    """Measure."""
+    torch.set_num_threads(1)
+    model = checkpoint.load(name)
+    predictor, table = Predictor(model, precision="float32"), PreparedTable(prepared)
+    rows, truth = test_rows(table, labels, model)
+    print(f"{len(rows)} spectra")
+    if what == "cuts":
+        cuts(predictor, table, rows, truth)
+    elif what == "lines":
+        attended(predictor, table, rows)
+    else:
+        speed(predictor, table, rows)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
