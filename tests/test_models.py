@@ -147,7 +147,8 @@ def test_the_trunk_computes_in_bfloat16(name):
 def test_a_model_file_gives_the_same_outputs(name, tmp_path):
     network = settled(build(name), name)
     pixels, options = SMALL.get(name, (256, {}))
-    recipe = preprocess.get("default")
+    grid = {"kind": "log10", "start": 4000.0, "step": 1e-4, "pixels": pixels}
+    recipe = preprocess.Recipe.from_steps("small", [{"resample": {"grids": [grid]}}])
     model = checkpoint.Model(
         name="small",
         architecture=name,
