@@ -42,7 +42,7 @@ FLAG_MEANING = {
     Flag.DUPLICATE: "the same file was given more than once",
     Flag.NOISE_MEASURED: "no errors in the file, noise measured in the flux",
     Flag.ARMS_DIFFER: "the measured velocities of two arms differ",
-    Flag.OTHER_TYPE: "the header's spectral type is not one of the training set's",
+    Flag.OTHER_TYPE: "the header's type is not one of the training set's",
 }
 
 FAILED = Flag.UNREADABLE | Flag.NO_COVERAGE  # rows without values

@@ -16,10 +16,20 @@ for name in ridge neighbours gp; do # settings of the descent mean nothing to th
 done
 stellar train lamost.fits -o resnet1d.safetensors --config "$here/default.yaml" \
     --model resnet1d --init pretrained.safetensors --refit --resume
-stellar train simulated.fits -o scanet-pre.safetensors \
-    --config "$here/scanet_pretrain.yaml" --set epochs=1 --resume
-stellar train lamost.fits -o scanet.safetensors --config "$here/default.yaml" \
-    --model scanet --set loss=mae --init scanet-pre.safetensors --refit --resume
+
+# SCA-Net folds its own recipe's 4096 pixels
+[ -e scanet.fits ] || stellar preprocess lamost -r scanet -o scanet.fits --labels "$labels"
+[ -e scanet-simulated.fits ] || {
+    stellar fetch simulated -n 20000 --seed 7 --no-gzip --range teff=3400:13000 \
+        -o scanet-simulated --labels-out scanet-truth.fits --overwrite
+    stellar preprocess scanet-simulated -r scanet -o scanet-simulated.fits \
+        --labels scanet-truth.fits
+}
+stellar train scanet-simulated.fits -o scanet-pretrained.safetensors \
+    --config "$here/scanet_pretrain.yaml" --set network.width=0.0625 --resume
+stellar train scanet.fits -o scanet.safetensors --config "$here/default.yaml" \
+    --model scanet --set loss=mae --set epochs=6 --init scanet-pretrained.safetensors \
+    --refit --resume
 
 stellar compare default.folds.fits resnet1d.folds.fits scanet.folds.fits \
     gp.folds.fits ridge.folds.fits neighbours.folds.fits "$labels" \
