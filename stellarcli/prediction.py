@@ -426,23 +426,28 @@ def _check_images(
 
 
 @lru_cache(maxsize=1)
+def _loaded(model: str) -> Model:
+    """Read a model file once per process."""
+    return checkpoint.load(model)
+
+
+@lru_cache(maxsize=1)
 def _predictor(
     model: str,
     device: str,
     precision: str,
-    rv: str = "",
+    velocity: bool = False,
     dropout: float = 0.0,
 ) -> Predictor:
-    """Load a model once per process; forked workers inherit it."""
+    """Build a model once per process; forked workers inherit it."""
     torch.set_num_threads(1)  # processes are the parallelism, and keep bits the same
-    loaded = checkpoint.load(model)
-    velocity = (rv or loaded.velocities) != "header"
-    return Predictor(loaded, device, precision, velocity, dropout)
+    return Predictor(_loaded(model), device, precision, velocity, dropout)
 
 
 def predictor_of(run: Run) -> Predictor:
-    """Return the model of a run, loaded once per process."""
-    return _predictor(run.model, run.device, run.precision, run.rv, run.dropout)
+    """Return the model of a run, built once per process."""
+    velocity = (run.rv or _loaded(run.model).velocities) != "header"
+    return _predictor(run.model, run.device, run.precision, velocity, run.dropout)
 
 
 @lru_cache(maxsize=1)
