@@ -142,6 +142,36 @@ ARCHITECTURES = {
             "the paper's choice."
         ),
     ),
+    "spfusion": Architecture(
+        title="SPFusion and the networks that it is compared with",
+        source="He et al. (SPFusion), table 2",
+        pixels=3584,
+        labels=2,
+        networks=(
+            Published("SPFusion", "", {}, 940_000),
+            Published("without star", "", {"star": False}),
+            *(Published(f"kernel {n}", "", {"kernel": n}) for n in (3, 11)),
+            *(Published(f"ratio {n}", "", {"ratio": n}) for n in (2, 3, 5)),
+            *(Published(f"heads {n}", "", {"heads": n}) for n in (2, 4, 7)),
+            *(Published(f"Metaformers {n}", "", {"metaformers": n}) for n in (2, 3)),
+            *(
+                Published(variant, "", {}, parameters, model=model)
+                for variant, parameters, model in (
+                    ("ConvNeXt 1D", 570_000, "convnext1d"),
+                    ("RAC-Net", 760_000, "racnet"),
+                    ("SSCNN", 750_000, "sscnn"),
+                    ("ResNet10T", 4_950_000, "resnet10t"),
+                    ("ConvNeXt Pico", 8_560_000, "convnextpico"),
+                    ("Metaformer S12", 11_430_000, "metaformer"),
+                )
+            ),
+        ),
+        note=(
+            "Printed to 0.01 M. Of RAC-Net and SSCNN the paper says nothing but their "
+            "size, of the networks on images nothing about the two linear layers "
+            "behind them; these are this program's choice. Heads have no weights."
+        ),
+    ),
     "mkresnet": Architecture(
         title="MK ResNet",
         source="Wang et al. 2021, which prints no parameters, multiply-adds or times",

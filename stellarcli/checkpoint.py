@@ -243,7 +243,10 @@ def models_directory() -> Path:
 
 def fetched() -> dict[str, Path]:
     """Return the model files in `models_directory`, by name."""
-    found = sorted(models_directory().glob("[!.]*.safetensors"))
+    try:
+        found = sorted(models_directory().glob("[!.]*.safetensors"))
+    except OSError:  # another user's directory, on a machine that is set up like that
+        found = []
     return {path.stem: path for path in found}
 
 

@@ -127,8 +127,10 @@ def _jobs(tasks: Sequence[Task], run: Run) -> Iterator[Job]:
     sha256 = checkpoint.load(run.model).sha256
     if Path(run.model).is_file():
         run = replace(run, model=os.path.abspath(run.model))
-    if run.rv not in SOURCES:
+    if run.rv and run.rv not in SOURCES:
         run = replace(run, rv=os.path.abspath(run.rv))
+    if run.images:
+        run = replace(run, images=os.path.abspath(run.images))
     for task in tasks:
         yield Job(task, run, folder, __version__, sha256)
 

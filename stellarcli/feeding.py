@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 Feed = dict[str, np.ndarray]
-IMAGE_SHAPE = (3, 128, 128)  # bands, rows, columns
+IMAGE_SHAPE = (3, 128, 128)  # bands, rows, columns; unless a recipe says otherwise
 MISSING = -9999  # what catalogues write where they have no value
 
 
@@ -54,7 +54,10 @@ INPUTS = {
         np.nan,
         per_pixel=True,
     ),
-    "images": Input("bands g, r, i, (spectrum, 3, 128, 128)", empty=np.nan),
+    "images": Input(
+        "bands, 0 to 1 each, (spectrum, band, row, column); NaN of a star without",
+        empty=np.nan,
+    ),
     "extra": Input(
         "quantities beside the spectrum, (spectrum, quantity), in the order of the "
         "network's option 'extra'",
@@ -116,6 +119,7 @@ def made_up(
     pixels: int,
     wavelength: np.ndarray | None = None,
     extra: int = 0,
+    image_shape: Sequence[int] = IMAGE_SHAPE,
 ) -> Feed:
     """Return spectra of noise about a continuum, to try a network on.
 
@@ -127,6 +131,8 @@ def made_up(
         By default 4000 to 9000 Å.
     extra : int
         Number of quantities beside the spectrum.
+    image_shape : sequence of int
+        Bands, rows and columns.
     """
     shape = (rows, pixels)
     if wavelength is None:
@@ -136,8 +142,8 @@ def made_up(
         "ivar": np.full(shape, 400, dtype=np.float32),
         "wavelength": np.broadcast_to(wavelength, shape).astype(np.float64),
     }
-    sizes = {"images": (rows, *IMAGE_SHAPE), "extra": (rows, extra)}
-    return {
-        name: made[name] if name in made else np.zeros(sizes[name], np.float32)
-        for name in names
-    }
+    if "images" in names:
+        draw = np.random.default_rng(1).random
+        made["images"] = draw((rows, *image_shape), dtype=np.float32)
+    made["extra"] = np.zeros((rows, extra), np.float32)
+    return {name: made[name] for name in names}

@@ -11,20 +11,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stellarcli import catalog, surveys
+from stellarcli import catalog, imaging, surveys
 from stellarcli.errors import NoUsableSpectraError, SpectrumError, UsageError
 from stellarcli.folding import Image, Shape, read_image
 from stellarcli.labels import ELEMENTS
+from stellarcli.preparation import image_options
 from stellarcli.preprocess import STEPS, Batch, Recipe
+from stellarcli.preprocess.images import ImageFlag
 from stellarcli.spectrum import PixelMask, Spectrum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 ENDINGS = (".png", ".pdf", ".svg")
 WIDTH = 3.5  # inches: one column of a journal
 RESOLUTION = 300  # dots per inch of a PNG
+PHOTO_HEIGHT = 1.3  # inches that images need
 
 # Okabe & Ito's colours, told apart by colour-blind readers too
 INK, GREY, CONTINUUM, MASKED = "#222222", "#BBBBBB", "#D55E00", "#0072B2"
@@ -89,9 +92,13 @@ def check_output(path: str, overwrite: bool = True) -> str:
 
 
 def before_and_after(
-    paths: Sequence[str], recipe: Recipe, output: str, row: int | None = None
+    paths: Sequence[str],
+    recipe: Recipe,
+    output: str,
+    row: int | None = None,
+    images: str = "",
 ) -> None:
-    """Draw a spectrum as read and as a recipe leaves it.
+    """Draw a spectrum as read and as a recipe leaves it, and images of its star.
 
     Parameters
     ----------
@@ -102,6 +109,8 @@ def before_and_after(
         Figure file, replaced if it exists.
     row : int, optional
         Which of `paths`, counted from 0; by default the first with a good pixel.
+    images : str, optional
+        Directory or table of images; drawn are those that the recipe makes.
 
     Raises
     ------
@@ -116,7 +125,11 @@ def before_and_after(
     unity = [Piece(np.array([1.0, 1e6]), np.ones(2), np.ones(2, dtype=bool))]
     divisor = _divisor(recipe)
     raw = _pieces(Batch.from_spectra([spectrum]))
-    with canvas(output, height=3.7) as figure:
+    with canvas(output, height=3.7 + bool(images) * PHOTO_HEIGHT) as whole:
+        figure: Figure | SubFigure = whole
+        if images:
+            figure, below = whole.subfigures(2, 1, height_ratios=[3.7, PHOTO_HEIGHT])
+            _photographs(below, spectrum, recipe, images)
         upper = _draw(figure, (0.56, 0.91), raw, level, divisor)
         _label(upper, "Wavelength (Å, vacuum)", RAW)
         after = _pieces(prepared), unity if divisor else []
@@ -124,6 +137,29 @@ def before_and_after(
         _label(lower, _wavelength_label(recipe, spectrum), flux_label(recipe))
         _note(lower[0], f"recipe {recipe.name}")
         figure.suptitle(_title(spectrum), y=0.985, fontsize=7, parse_math=False)
+
+
+def _photographs(
+    figure: SubFigure, spectrum: Spectrum, recipe: Recipe, source: str
+) -> None:
+    """Draw the images of a star side by side, north where it happens to be."""
+    bands, size = image_options(recipe)
+    meta = spectrum.meta
+    row = np.zeros(1, [("objid", "S68"), ("ra", "f8"), ("dec", "f8")])
+    row[0] = meta.objid.encode("ascii", "replace"), meta.ra, meta.dec
+    cut = imaging.source(source, bands, size)(row)
+    for axes, band, pixels, flag in zip(
+        figure.subplots(1, len(bands), squeeze=False)[0],
+        *(bands, cut.pixels[0], cut.flags[0]),
+        strict=True,
+    ):
+        axes.set(xticks=[], yticks=[])
+        faults = ImageFlag(int(flag))
+        axes.set_title(f"{band}: {faults.name.lower()}" if faults else band, pad=2)
+        if np.isfinite(pixels).any():
+            # the sky fills most of it: its noise and faint neighbours are to be seen
+            axes.imshow(np.sqrt(pixels), cmap="gray_r", origin="lower")
+    figure.subplots_adjust(0.03, 0.03, 0.975, 0.9, wspace=0.06)
 
 
 @dataclass(frozen=True, eq=False)

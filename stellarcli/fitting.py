@@ -79,6 +79,17 @@ def encode(fitted: list[Label], data: Dataset) -> tuple[Tensor, Tensor]:
     )
 
 
+def label_weights(config: TrainConfig, fitted: list[Label]) -> Tensor:
+    """Weights of the labels in a loss of model units, (label,).
+
+    A squared error in the label's unit is that in model units times the scale's square.
+    """
+    weights = torch.tensor(config.label_weights or (1.0,) * len(fitted))
+    if config.weigh_in_units:
+        weights = weights * torch.tensor([label.scale**2 for label in fitted])
+    return weights
+
+
 def fit_in_one_go(
     network: nn.Module, data: Dataset, fitted: list[Label], seed: int
 ) -> None:
@@ -114,8 +125,7 @@ class Fitter:
         self.network, self.data, self.fitted = network, data, fitted
         self.config, self.member, self.world = config, member, world
         self.truth, self.noise = encode(fitted, data)
-        weights = config.label_weights or (1.0,) * len(fitted)
-        self.weights = torch.tensor(weights, device=world.device)
+        self.weights = label_weights(config, fitted).to(world.device)
         self.index = data.index("train")
         self.steps_per_epoch = count_steps(
             len(self.index), config.batch_size, world.size

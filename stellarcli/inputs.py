@@ -20,6 +20,7 @@ from stellarcli.errors import StellarError, UsageError
 from stellarcli.prepared import PreparedTable, is_prepared
 
 SPECTRUM_ENDINGS = (".fits", ".fit", ".fits.gz", ".fit.gz")
+IMAGE_NAME = re.compile(r"frame-[ugriz]-", re.IGNORECASE)  # as SDSS names them
 TABLE_ENDINGS = (".csv", ".ecsv", ".vot", ".parquet")
 PIPED = ".piped"  # ending of the file that standard input is kept in
 PREPARED_ENDINGS = (".fits", ".fit", PIPED)
@@ -69,9 +70,10 @@ def expand(
     Parameters
     ----------
     arguments : sequence of str
-        Files; directories (their FITS files, recursively, sorted, hidden ones left
-        out); quoted globs; ``@list.txt`` with a path per line; catalogues with a column
-        of paths; ``-`` for a prepared table or such a catalogue on standard input.
+        Files; directories (their FITS files, recursively, sorted; hidden ones and SDSS
+        frames left out); quoted globs; ``@list.txt`` with a path per line; catalogues
+        with a column of paths; ``-`` for a prepared table or such a catalogue on
+        standard input.
     output : str
         Left out where a directory or a glob brings it up: an earlier output is no
         spectrum.
@@ -341,7 +343,9 @@ def _below(directory: str) -> list[str]:
         found += [
             os.path.join(folder, name)
             for name in sorted(files)
-            if name.lower().endswith(SPECTRUM_ENDINGS) and not name.startswith(".")
+            if name.lower().endswith(SPECTRUM_ENDINGS)
+            and not name.startswith(".")
+            and not IMAGE_NAME.match(name)
         ]
     return found
 

@@ -26,6 +26,7 @@ from stellarcli import (
     checkpoint,
     familiarity,
     feeding,
+    imaging,
     models,
     novelty,
     preparation,
@@ -158,8 +159,13 @@ class Predictor:
     def made_up(self) -> Feed:
         """Return a batch of noise that the networks can be tried on."""
         model = self.model
+        shape = feeding.IMAGE_SHAPE
+        if model.recipe.images is not None:
+            bands, size = model.recipe.images
+            shape = (len(bands), size, size)
         return feeding.made_up(
-            self.inputs, CHUNK, model.pixels, model.wavelength, len(self.extra)
+            *(self.inputs, CHUNK, model.pixels, model.wavelength, len(self.extra)),
+            image_shape=shape,
         )
 
     def feed(self, chunk: Chunk) -> Feed:
@@ -203,13 +209,17 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(
-        self, flux: np.ndarray, ivar: np.ndarray, **others: np.ndarray
+        self,
+        flux: np.ndarray | None = None,
+        ivar: np.ndarray | None = None,
+        **others: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Run all networks on at most `CHUNK` spectra, padded to exactly that many.
 
         Parameters
         ----------
-        flux, ivar : ndarray of float32, shape (spectrum, pixel)
+        flux, ivar : ndarray of float32, shape (spectrum, pixel), optional
+            Networks on images need none.
         **others : ndarray
             What else the networks are fed, by its name in `feeding.INPUTS`.
 
@@ -218,9 +228,10 @@ class Predictor:
         mean, variance, spread : ndarray, shape (spectrum, label)
             In model units: of the mixture, and variance of the members' means.
         """
-        count = len(flux)
-        full = feeding.padded({"flux": flux, "ivar": ivar, **others}, CHUNK)
-        tensors = feeding.tensors(full, self.device)
+        feed = {"flux": flux, "ivar": ivar, **others}
+        feed = {name: feed[name] for name in self.inputs}
+        count = len(feed[self.inputs[0]])
+        tensors = feeding.tensors(feeding.padded(feed, CHUNK), self.device)
         tensors = [tensors[name] for name in self.inputs]
         outputs = []
         with without_denormals(), torch.random.fork_rng(enabled=bool(self.dropout)):
@@ -351,6 +362,7 @@ def _predict(
     """As `predict`, of an output that no other process is writing."""
     predictor = predictor_of(run)
     model = predictor.model
+    _check_images(predictor, tasks, run, note)
     run = replace(run, rv=run.rv or model.velocities)
     _source(run.rv)
     digest = runs.digest_of(model, tasks, run)
@@ -394,24 +406,48 @@ def _predict(
     return summary
 
 
+def _check_images(
+    predictor: Predictor, tasks: Sequence[Task], run: Run, note: Callable[[str], None]
+) -> None:
+    """Open the source of images; say so where a model misses it, or has no use."""
+    if "images" not in predictor.inputs:
+        if run.images:
+            raise UsageError(
+                f"model {predictor.model.name!r} sees no images; leave --images out."
+            )
+    elif run.images:
+        bands, size = preparation.image_options(predictor.model.recipe)
+        imaging.source(run.images, bands, size)
+    elif any(task.paths for task in tasks):
+        note(
+            f"model {predictor.model.name!r} sees images, too, and none are given "
+            "(--images): values are those of the spectra alone, flagged NO_IMAGE."
+        )
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str) -> Model:
+    """Read a model file once per process."""
+    return checkpoint.load(model)
+
+
 @lru_cache(maxsize=1)
 def _predictor(
     model: str,
     device: str,
     precision: str,
-    rv: str = "",
+    velocity: bool = False,
     dropout: float = 0.0,
 ) -> Predictor:
-    """Load a model once per process; forked workers inherit it."""
+    """Build a model once per process; forked workers inherit it."""
     torch.set_num_threads(1)  # processes are the parallelism, and keep bits the same
-    loaded = checkpoint.load(model)
-    velocity = (rv or loaded.velocities) != "header"
-    return Predictor(loaded, device, precision, velocity, dropout)
+    return Predictor(_loaded(model), device, precision, velocity, dropout)
 
 
 def predictor_of(run: Run) -> Predictor:
-    """Return the model of a run, loaded once per process."""
-    return _predictor(run.model, run.device, run.precision, run.rv, run.dropout)
+    """Return the model of a run, built once per process."""
+    velocity = (run.rv or _loaded(run.model).velocities) != "header"
+    return _predictor(run.model, run.device, run.precision, velocity, run.dropout)
 
 
 @lru_cache(maxsize=1)
@@ -434,6 +470,7 @@ def _prepare(task: Task, recipe: Recipe, inputs: tuple[str, ...], run: Run) -> C
         exposures=run.exposures,
         velocities=_source(run.rv),
         inputs=inputs,
+        images=run.images,
     )
 
 

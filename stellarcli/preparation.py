@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stellarcli import catalog, feeding, surveys
+from stellarcli import catalog, feeding, imaging, surveys
 from stellarcli.catalog import Column, Flag, decode_name, encode_name
 from stellarcli.claims import claimed
 from stellarcli.errors import SpectrumError, UsageError
@@ -28,6 +28,7 @@ from stellarcli.prepared import (
     recipe_difference,
 )
 from stellarcli.preprocess import Batch, Recipe
+from stellarcli.preprocess import images as photos
 from stellarcli.spectrum import PixelMask, Spectrum, SpectrumMeta
 from stellarcli.velocity import Source
 
@@ -129,6 +130,7 @@ def run(
     exposures: bool = False,
     velocities: Source = HEADER,
     inputs: Sequence[str] = feeding.SPECTRUM,
+    images: str = "",
 ) -> Chunk:
     """Prepare the spectra of a task.
 
@@ -143,6 +145,9 @@ def run(
         What to remove from raw files.
     inputs : sequence of str
         What the network is fed; images are read only if they are among it.
+    images : str
+        Directory or table of them, for raw files; see `imaging.Images`. Without it no
+        star has any.
 
     Returns
     -------
@@ -156,6 +161,11 @@ def run(
         wanted than those that it is without.
     """
     if task.table:
+        if images:
+            raise UsageError(
+                f"'{task.table}' is prepared, and its images with it; give the raw "
+                "files, or leave --images out."
+            )
         if velocities.name not in ("header", "auto"):
             raise UsageError(
                 f"'{task.table}' is prepared: its velocities are removed already. Give "
@@ -175,11 +185,71 @@ def run(
     rows = catalog.rows(INFO, _columns(metas, recipe))
     rows["flag"] = _flags(metas, spectra, batch, recipe)
     rows["flag"][discrepant] |= catalog.Flag.ARMS_DIFFER
-    reasons = sorted([*reasons, *_losses(spectra, batch, recipe)])
+    reasons += _losses(spectra, batch, recipe)
     end = time.perf_counter()
-    return Chunk(
-        rows, batch, reasons, {"read": middle - begin, "prepare": end - middle}
-    )
+    seconds = {"read": middle - begin, "prepare": end - middle}
+    pixels = None
+    if "images" in inputs:
+        rows, pixels, why = _photographed(rows, recipe, images)
+        reasons += why
+        seconds["images"] = time.perf_counter() - end
+    return Chunk(rows, batch, sorted(reasons), seconds, pixels)
+
+
+def _photographed(
+    rows: np.ndarray, recipe: Recipe, source: str
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
+    """Images of stars, and their rows with what is wrong with these.
+
+    Returns
+    -------
+    rows : structured ndarray, shape (spectrum,)
+        Flagged; where there is a source, with a column of `ImageFlag` per band.
+    pixels : ndarray of float32, shape (spectrum, band, row, column)
+    reasons : list of (int, str)
+    """
+    bands, size = image_options(recipe)
+    if not source:
+        rows["flag"] |= catalog.Flag.NO_IMAGE
+        nothing = feeding.empty("images", (len(rows), len(bands), size, size))
+        return rows, nothing, []
+    cut = imaging.source(source, bands, size)(rows)
+    usable = photos.usable(cut.flags)
+    defects = usable & (cut.flags & ~int(photos.NOTHING) != 0).any(axis=1)
+    rows["flag"][~usable] |= catalog.Flag.NO_IMAGE
+    rows["flag"][defects] |= catalog.Flag.IMAGE_DEFECT
+    names = [column.name for column in image_columns(bands)]
+    wider = np.empty(len(rows), rows.dtype.descr + [(name, "i2") for name in names])
+    for name in rows.dtype.names:
+        wider[name] = rows[name]
+    for n, name in enumerate(names):
+        wider[name] = cut.flags[:, n]
+    return wider, cut.pixels, cut.reasons
+
+
+def image_options(recipe: Recipe) -> tuple[tuple[str, ...], int]:
+    """Bands and size of a recipe's images.
+
+    Raises
+    ------
+    UsageError
+        If it has none.
+    """
+    if recipe.images is None:
+        raise UsageError(
+            f"recipe '{recipe.name}' has no step 'images', which says what images are "
+            "to be like; take --recipe spfusion, or add the step to yours."
+        )
+    return recipe.images
+
+
+def image_columns(bands: Sequence[str]) -> list[Column]:
+    """Columns of a prepared table that say what is wrong with images."""
+    bits = ", ".join(f"{int(flag)} {flag.name}" for flag in photos.ImageFlag)
+    return [
+        Column(f"imflag_{band}", "i2", "", f"image in {band}: sum of {bits}".lower())
+        for band in bands
+    ]
 
 
 @dataclass
@@ -188,8 +258,9 @@ class Summary:
 
     Attributes
     ----------
-    rows, failed, matched : int
-        All rows, those without a good pixel, those with a row in the label catalogue.
+    rows, failed, matched, pictured : int
+        All rows, those without a good pixel, those with a row in the label catalogue,
+        those with an image.
     reasons : list of (str, str)
         File and what was wrong with it.
     """
@@ -197,6 +268,7 @@ class Summary:
     rows: int = 0
     failed: int = 0
     matched: int = 0
+    pictured: int = 0
     reasons: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -209,6 +281,7 @@ def write_table(
     radius: float = 3.0,
     exposures: bool = False,
     velocities: Source = HEADER,
+    images: str = "",
     workers: int = 1,
     cards: Sequence[tuple] = (),
     progress: Callable[[int], None] = lambda count: None,
@@ -229,6 +302,8 @@ def write_table(
     exposures : bool
     velocities : Source
         Of the radial velocities to remove.
+    images : str
+        Directory or table of images to cut out, see `imaging.Images`.
     workers : int
     cards : sequence of (name, value, comment)
     progress : callable
@@ -263,6 +338,11 @@ def write_table(
         units |= {free[name]: unit for name, unit in labels.units.items()}
         matcher = catalog.Matcher(labels.rows, radius)
     prepare = partial(run, recipe=recipe, exposures=exposures, velocities=velocities)
+    if images:
+        bands, size = image_options(recipe)
+        imaging.source(images, bands, size)  # before the work
+        comments |= {c.name: c.description for c in image_columns(bands)}
+        prepare = partial(prepare, inputs=("images",), images=images)
     with ExitStack() as stack:
         stack.enter_context(claimed(output))
         chunks = stack.enter_context(closing(ordered_map(prepare, work, workers)))
@@ -275,7 +355,8 @@ def write_table(
             if matcher is not None:
                 rows, matched = join(rows, matcher)
                 summary.matched += matched
-            writer.append(rows, chunk.batch)
+            writer.append(rows, chunk.batch, chunk.images)
+            summary.pictured += _pictured(chunk)
             names = [decode_name(name.decode()) for name in chunk.rows["file"]]
             summary.reasons += [(names[row], text) for row, text in chunk.reasons]
             summary.rows += len(rows)
@@ -288,6 +369,13 @@ def write_table(
                 "was written."
             )
     return summary
+
+
+def _pictured(chunk: Chunk) -> int:
+    """Count the spectra that have an image."""
+    if chunk.images is None:
+        return 0
+    return int((chunk.rows["flag"] & catalog.Flag.NO_IMAGE == 0).sum())
 
 
 def _equally_wide(chunks: Iterable[Chunk], output: str) -> Iterator[Chunk]:
@@ -612,5 +700,9 @@ def _from_table(task: Task, recipe: Recipe, inputs: Sequence[str]) -> Chunk:
         for row in np.flatnonzero(failed).tolist()
     ]
     seconds = {"read": time.perf_counter() - begin}
-    images = table.feed(index, ["images"])["images"] if "images" in inputs else None
-    return Chunk(rows, table.batch(index), reasons, seconds, images)
+    pixels = None
+    if "images" in inputs and table.has_images:
+        pixels = table.feed(index, ["images"])["images"]
+    elif "images" in inputs:
+        rows, pixels, _ = _photographed(rows, recipe, "")
+    return Chunk(rows, table.batch(index), reasons, seconds, pixels)

@@ -4,8 +4,8 @@ Primary header: recipe and provenance. ``SPECTRA``: one row per spectrum with it
 identifiers, `FLUX` and `IVAR` (float32 vectors), and any label columns. ``WAVELENGTH``:
 the common grid (recipes that keep the native sampling have a `WAVELENGTH` column
 instead, padded with NaN). ``IMAGES``, where there is photometry: (spectrum, band, row,
-column), float32, NaN for a star without. Tables are mapped into memory, never read
-whole.
+column), 0 to 1 as 16-bit integers, without value for a star without. Tables are mapped
+into memory, never read whole.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from stellarcli import catalog, feeding
 from stellarcli.errors import UsageError
 from stellarcli.feeding import Feed
-from stellarcli.preprocess import Batch, Recipe
+from stellarcli.preprocess import Batch, Recipe, images
 from stellarcli.provenance import Card
 from stellarcli.spectrum import PixelMask
 
@@ -36,6 +36,8 @@ EXTENSION = "SPECTRA"
 IMAGES = "IMAGES"
 VECTORS = ("FLUX", "IVAR", "WAVELENGTH")
 SCAN_ROWS = 8192  # rows touched at a time while scanning a mapped table
+IMAGE_ROWS = 64  # images written at a time
+PIXEL_TYPES = {16: ">i2", -32: ">f4"}  # of images, by BITPIX; this program writes 16
 
 
 class PreparedTable:
@@ -95,9 +97,11 @@ class PreparedTable:
                 dtype = table.get_rec_dtype()[0].newbyteorder(">")
                 offset = table.get_offsets()["data_start"]
                 rows = table.get_nrows()
-                images = None
+                where = shape = own = None
                 if IMAGES in names:
-                    images = hdus[IMAGES].get_offsets()["data_start"]
+                    where = hdus[IMAGES].get_offsets()["data_start"]
+                    shape = tuple(hdus[IMAGES].get_dims())
+                    own = hdus[IMAGES].read_header()["BITPIX"]
         except OSError as error:
             raise UsageError(
                 f"can't read prepared table '{path}': {_first_line(error)}"
@@ -130,12 +134,22 @@ class PreparedTable:
         )
         self.names = [name for name in dtype.names if name not in VECTORS]
         self._images = None
-        if images is not None:
-            shape = (rows, *feeding.IMAGE_SHAPE)
-            if os.path.getsize(self.path) < images + 4 * math.prod(shape):
+        if where is not None:
+            if len(shape) != 4 or shape[0] != rows:
+                raise UsageError(
+                    f"{IMAGES} of '{path}' are {shape}, not (spectrum, band, row, "
+                    f"column) of its {rows} spectra; prepare the spectra again."
+                )
+            if own not in PIXEL_TYPES:
+                raise UsageError(
+                    f"{IMAGES} of '{path}' have BITPIX {own}, not "
+                    f"{' or '.join(map(str, PIXEL_TYPES))}; prepare the spectra again."
+                )
+            kind = np.dtype(PIXEL_TYPES[own])
+            if os.path.getsize(self.path) < where + kind.itemsize * math.prod(shape):
                 raise UsageError(f"prepared table '{path}' is cut off; copy it again.")
             self._images = np.memmap(
-                self.path, dtype=">f4", mode="r", offset=images, shape=shape
+                self.path, dtype=kind, mode="r", offset=where, shape=shape
             )
 
     def __len__(self) -> int:
@@ -212,7 +226,7 @@ class PreparedTable:
                 feed[name] = self._wavelengths(rows)
             elif name == "images":
                 self.check_images()
-                feed[name] = self._images[index].astype(np.float32)
+                feed[name] = images.restored(self._images[index])
             elif name == "extra":
                 feed[name] = self._quantities(rows, extra)
         return feed
@@ -232,12 +246,18 @@ class PreparedTable:
                 found[:, number] = feeding.numbers(_decoded(rows[key]))
         return found
 
+    @property
+    def has_images(self) -> bool:
+        """Whether there are images beside the spectra."""
+        return self._images is not None
+
     def check_images(self) -> None:
         """Refuse a table without images where a network needs them."""
-        if self._images is None:
+        if not self.has_images:
             raise UsageError(
                 f"'{self.path}' has no {IMAGES} extension, and this network sees "
-                "images, too; prepare the spectra together with their images."
+                "images, too; prepare the spectra together with their images: "
+                "'stellar preprocess --images DIR|TABLE --recipe spfusion'."
             )
 
     def batch(self, index: np.ndarray | slice) -> Batch:
@@ -279,7 +299,10 @@ class PreparedWriter:
         """Open the temporary file."""
         self._has_table = False
         self._wavelength: np.ndarray | None = None
+        self._images: IO[bytes] | None = None
+        self._image_shape: tuple[int, ...] = ()
         with ExitStack() as stack:
+            self._spool = stack.enter_context(ExitStack())
             self._fits = stack.enter_context(new_file(self.path))
             stack.push(self._finish)
             with writing(self.path):
@@ -287,7 +310,9 @@ class PreparedWriter:
             self._stack = stack.pop_all()
         return self
 
-    def append(self, rows: np.ndarray, batch: Batch) -> None:
+    def append(
+        self, rows: np.ndarray, batch: Batch, pixels: np.ndarray | None = None
+    ) -> None:
         """Append spectra.
 
         Parameters
@@ -295,7 +320,11 @@ class PreparedWriter:
         rows : structured ndarray, shape (spectrum,)
             Scalar columns; the first call fixes names and widths.
         batch : Batch
+        pixels : ndarray of float32, shape (spectrum, band, row, column), optional
+            Images beside them: in all calls, or in none.
         """
+        if pixels is not None:
+            self._keep(pixels)
         pixels = batch.flux.shape[1]
         vectors = [("FLUX", "f4", (pixels,)), ("IVAR", "f4", (pixels,))]
         if not batch.common_grid:
@@ -322,10 +351,47 @@ class PreparedWriter:
         """Finish the file and give it its name, or remove it after an error."""
         self._stack.__exit__(*error)
 
+    def _keep(self, pixels: np.ndarray) -> None:
+        """Append images to a temporary file: their HDU comes behind the last row."""
+        with writing(self.path):
+            if self._images is None:
+                folder = tempfile.gettempdir()
+                if self.path != "-":
+                    folder = os.path.dirname(self.path) or "."
+                self._images = self._spool.enter_context(
+                    tempfile.TemporaryFile(prefix=".stellar-", dir=folder)  # noqa: SIM115
+                )
+            images.stored(pixels).tofile(self._images)
+        self._image_shape = pixels.shape[1:]
+
     def _finish(self, kind: type | None, *_: object) -> None:
-        if kind is None and self._wavelength is not None:
-            with writing(self.path):
+        if kind is not None:
+            return
+        with writing(self.path):
+            if self._wavelength is not None:
                 write_wavelength(self._fits, self._wavelength)
+            if self._images is not None:
+                self._write_images(self._images)
+
+    def _write_images(self, file: IO[bytes]) -> None:
+        """Copy the images from their temporary file, some at a time."""
+        rows = self._fits[EXTENSION].get_nrows()
+        size = math.prod(self._image_shape)
+        self._fits.create_image_hdu(
+            dims=(rows, *self._image_shape), dtype="i2", extname=IMAGES
+        )
+        hdu = self._fits[-1]
+        file.seek(0)
+        for start in range(0, rows, IMAGE_ROWS):
+            count = min(IMAGE_ROWS, rows - start)
+            block = np.fromfile(file, dtype=np.int16, count=count * size)
+            block = block.reshape(count, *self._image_shape)
+            hdu.write(block, start=[start, 0, 0, 0])
+        bands, _ = self.recipe.images or ((), 0)
+        hdu.write_key("BSCALE", 1 / images.SCALED, "stored as integers")
+        hdu.write_key("BZERO", 0.0)
+        hdu.write_key("BLANK", images.NO_VALUE, "no image")
+        hdu.write_key("BANDS", ",".join(bands), "each scaled to 0 ... 1")
 
 
 @contextmanager

@@ -233,21 +233,32 @@ RDN = Paper(
 # -------------------------------------------------------------------------- SPFusion
 
 
-def _red_clump(method: str, mass: float, age: float) -> Result:
-    """Row of tables 2 and 3: solar masses and Gyr."""
-    return Result(method, _plain("mae", mass=mass, age=age))
+def _red_clump(method: str, mass: float, age: float, **settings: object) -> Result:
+    """Row of tables 2 to 7: solar masses and Gyr; what an ablation changed."""
+    words = {name: str(value) for name, value in settings.items()}
+    return Result(method, _plain("mae", mass=mass, age=age), settings=words)
 
 
 SPFUSION = Paper(
     title="SPFusion",
-    source="He et al. (SPFusion), tables 2 and 3",
+    source="He et al. (SPFusion), tables 2 to 7",
     data=(
         "55 697 red-clump stars, LAMOST DR10 low-resolution spectra (S) and SDSS g, r, "
         "i images (P), three-fold cross-validation, against He et al. 2022"
     ),
     results=(
         _red_clump("SPFusion (S, P)", 0.0640, 0.7456),
-        _red_clump("without star operator (S, P)", 0.0674, 0.7884),
+        _red_clump("without star operator (S, P)", 0.0674, 0.7884, star=False),
+        _red_clump("kernel 3 (S, P)", 0.0662, 0.7671, kernel=3),
+        _red_clump("kernel 11 (S, P)", 0.0659, 0.7586, kernel=11),
+        _red_clump("ratio 2 (S, P)", 0.0683, 0.7922, ratio=2),
+        _red_clump("ratio 3 (S, P)", 0.0662, 0.7816, ratio=3),
+        _red_clump("ratio 5 (S, P)", 0.0671, 0.8019, ratio=5),
+        _red_clump("2 heads (S, P)", 0.0656, 0.7563, heads=2),
+        _red_clump("4 heads (S, P)", 0.0645, 0.7416, heads=4),
+        _red_clump("7 heads (S, P)", 0.0665, 0.7895, heads=7),
+        _red_clump("2 Metaformer blocks (S, P)", 0.0652, 0.7571, metaformers=2),
+        _red_clump("3 Metaformer blocks (S, P)", 0.0679, 0.7835, metaformers=3),
         _red_clump("ConvNeXt 1D (S)", 0.0694, 0.7938),
         _red_clump("RAC-Net (S)", 0.0809, 0.8786),
         _red_clump("SSCNN (S)", 0.1072, 0.9656),

@@ -38,6 +38,8 @@ class Run:
     rv : str
         Where velocities are from, see `velocity.Source`; empty for what the model was
         trained with.
+    images : str
+        Directory or table of images, for models that see them.
     dropout : float
         Rate of dropout while predicting; 0 for none.
     workers : int
@@ -52,6 +54,7 @@ class Run:
     precision: str = "auto"
     exposures: bool = False
     rv: str = ""
+    images: str = ""
     dropout: float = 0.0
     workers: int = field(default_factory=available_cores)
     shard: tuple[int, int] | None = None
@@ -116,6 +119,7 @@ def digest_of(model: Model, tasks: Sequence[Task], run: Run) -> str:
     digest = hashlib.sha256()
     options = (__version__, model.sha256, run.precision, run.device, run.exposures)
     options += (run.rv, *_content(run.rv), run.dropout)
+    options += (run.images, *_content(run.images))
     digest.update(repr(options).encode())
     identity = lru_cache(_identity)
     for task in tasks:
@@ -125,11 +129,14 @@ def digest_of(model: Model, tasks: Sequence[Task], run: Run) -> str:
     return digest.hexdigest()[:16]
 
 
-def _content(rv: str) -> tuple:
-    """Size and date of a catalogue of velocities."""
-    if rv in SOURCES:
+def _content(source: str) -> tuple:
+    """Size and date of a catalogue of velocities, or of where images are."""
+    if source in SOURCES or not source:
         return ()
-    status = os.stat(rv)
+    try:
+        status = os.stat(source)
+    except OSError:
+        return ()  # whoever opens it explains
     return status.st_size, status.st_mtime_ns
 
 

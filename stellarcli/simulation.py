@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,17 @@ COLUMNS = [
     Column("rv", "f8", "km/s", "true radial velocity", "F8.2"),
     Column("ebv", "f8", "mag", "true reddening E(B-V)", "F7.3"),
     Column("subclass", "S", "", "spectral subclass in the file's header"),
+    Column("mass", "f8", "Msun", "simulated stellar mass", "F8.3"),
+    Column("age", "f8", "Gyr", "simulated stellar age", "F8.3"),
+    Column("c_n", "f8", "", "simulated [C/N], dex", "F8.3"),
+    *(
+        Column(f"{band}mag", "f8", "mag", f"simulated magnitude {band}, AB", "F8.3")
+        for band in "gri"
+    ),
+    *(
+        Column(f"image_{band}", "S", "", f"simulated frame in {band}; none: empty")
+        for band in "gri"
+    ),
 ]
 
 
@@ -147,6 +158,7 @@ def fetch(
     snr: float | Range | None = None,
     ranges: Mapping[str, Range] | None = None,
     compress: bool = True,
+    images: bool = False,
     overwrite: bool = False,
 ) -> np.ndarray:
     """Write simulated survey files into a directory.
@@ -166,7 +178,9 @@ def fetch(
     ranges : mapping of (float, float), optional
         By label; `default_ranges` for labels that it lacks.
     compress : bool
-        Write ``.fits.gz`` instead of ``.fits``.
+        Write ``.fits.gz`` instead of ``.fits``, and images as ``.fits.bz2``.
+    images : bool
+        Make red-clump stars with masses and ages, and g, r and i frames of them.
     overwrite : bool
         Whether files of the same seed may be replaced.
 
@@ -189,6 +203,11 @@ def fetch(
         raise unknown("survey to simulate", survey, simulated.SIMULATORS)
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"{directory} is a file; name a directory.")
+    if images and ranges:
+        raise UsageError(
+            "--images makes red-clump stars, whose labels follow from each other; "
+            "leave --range out."
+        )
     ending = ".fits.gz" if compress else ".fits"
     if not overwrite:
         _refuse_existing(directory, seed, ending)
@@ -201,6 +220,7 @@ def fetch(
             snr=snr,
             ranges={**default_ranges(survey), **(ranges or {})},
             compress=compress,
+            images=images,
         )
     except OSError as error:
         raise StellarError(
@@ -234,8 +254,7 @@ def write_truth(
     cards : sequence of (keyword, value, comment)
     overwrite : bool
     """
-    names = [name.decode("ascii") for name in stars["file"]]
-    _write(path, stars, names, cards, overwrite)
+    _write(path, stars, lambda name: name, cards, overwrite)
 
 
 def write_paths(
@@ -254,18 +273,27 @@ def write_paths(
     path, stars, cards, overwrite
         As in `write_truth`.
     """
-    names = [os.path.join(directory, name.decode("ascii")) for name in stars["file"]]
-    _write(path, stars, names, cards, overwrite)
+    _write(path, stars, lambda name: os.path.join(directory, name), cards, overwrite)
 
 
 def _write(
     path: str,
     stars: np.ndarray,
-    names: Sequence[str],
+    place: Callable[[str], str],
     cards: Sequence[Card],
     overwrite: bool,
 ) -> None:
     columns = [column for column in COLUMNS if column.name in stars.dtype.names]
     values = {column.name: stars[column.name] for column in columns}
-    values["file"] = np.array([catalog.encode_name(name) for name in names], dtype="S")
+    for name in values:
+        if name == "file" or name.startswith("image_"):
+            folder = "" if name == "file" else simulated.FRAMES
+            found = [os.path.join(folder, n) if n else "" for n in _text(stars[name])]
+            values[name] = np.array(
+                [catalog.encode_name(place(n)) if n else "" for n in found], dtype="S"
+            )
     catalog.write(path, catalog.rows(columns, values), columns, cards, overwrite)
+
+
+def _text(values: np.ndarray) -> list[str]:
+    return [value.decode("ascii") for value in values]

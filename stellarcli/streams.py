@@ -47,7 +47,11 @@ class Stream:
         What messages call it.
     wavelength : None
         Every spectrum has its own, unless the recipe resamples.
+    velocities : str
+        Where radial velocities are from, as of a prepared table.
     """
+
+    velocities = "header"
 
     def __init__(self, instrument: str, size: int, recipe: Recipe, sky: Sky, seed: int):
         if instrument not in INSTRUMENTS:

@@ -18,7 +18,7 @@ catalog metrics novelty parallel losses augmentation feeding
 familiarity
 preprocess settings parts
 surveys
-prepared velocity streams
+prepared velocity streams imaging
 inputs
 preparation
 dataset

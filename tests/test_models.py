@@ -26,6 +26,13 @@ SMALL = {
     "starnet": (256, {"hidden": (16, 8)}),
     "scanet": (1024, {"width": 0.125, "blocks": (1, 2, 2, 1)}),
     "spectrafm": (256, {"width": 16, "heads": 2, "rank": 4, "encoder": (16,)}),
+    "convnext1d": (256, {"widths": (8, 16, 8), "blocks": 1, "drop_path": 0.0}),
+    "spfusion": (256, {"image_size": 32, "drop_path": 0.0, "hide_images": 0.0}),
+    "sscnn": (256, {"filters": (4, 8), "hidden": 16}),
+    "racnet": (256, {"widths": (8, 16), "hidden": 16}),
+    "resnet10t": (256, {"stem": (4, 8), "widths": (8, 16), "hidden": 8}),
+    "convnextpico": (256, {"widths": (8, 16), "depths": (1, 1), "hidden": 8}),
+    "metaformer": (256, {"widths": (8, 16), "depths": (1, 1), "hidden": 8}),
     "perceptron": (256, {"hidden": (16, 8)}),
     "mkresnet": (512, {"width": 0.125}),
     "adaboost": (256, {"trees": 4}),
@@ -56,6 +63,10 @@ def spectra(name, rows=ROWS):
     fed = {"wavelength": torch.from_numpy(wavelength), "extra": torch.zeros(rows, 0)}
     fed |= {"flux": torch.from_numpy(flux).float()}
     fed |= {"ivar": torch.from_numpy(ivar).float()}
+    noise, star = rng.random((2, rows, 3, 32, 32))
+    star = np.exp(-(((np.indices((32, 32)) - 16) / 2) ** 2).sum(0)) * star
+    images = (noise * rng.uniform(0.01, 0.3, (rows, 3, 1, 1)) + star).clip(0, 1)
+    fed |= {"images": torch.from_numpy(images).float()}
     return tuple(fed[wanted] for wanted in models.inputs(name))
 
 
@@ -136,7 +147,8 @@ def test_the_trunk_computes_in_bfloat16(name):
 def test_a_model_file_gives_the_same_outputs(name, tmp_path):
     network = settled(build(name), name)
     pixels, options = SMALL.get(name, (256, {}))
-    recipe = preprocess.get("default")
+    grid = {"kind": "log10", "start": 4000.0, "step": 1e-4, "pixels": pixels}
+    recipe = preprocess.Recipe.from_steps("small", [{"resample": {"grids": [grid]}}])
     model = checkpoint.Model(
         name="small",
         architecture=name,

@@ -178,7 +178,7 @@ def test_a_directory_without_permission_is_a_row(stellar, model, monkeypatch):
         Path("in/secret.fits").write_bytes(Path("in/a.fits").read_bytes())
         os.chmod("in/closed", 0)
         os.chmod("in/secret.fits", 0)
-        prediction._predictor(model, "cpu", "auto", "", 0.0)  # its file is root's
+        prediction._predictor(model, "cpu", "auto", False, 0.0)  # its file is root's
         os.setresuid(65534, 65534, 0)
         try:
             done = stellar("predict", "in", "-o", "o.fits", "-m", model)

@@ -8,7 +8,7 @@ from stellarcli.provenance import Card
 
 
 class Flag(IntFlag):
-    """What is to be known about a row. Bits 15 to 23 are spare, 24 to 30 the user's."""
+    """What is to be known about a row. Bits 17 to 23 are spare, 24 to 30 the user's."""
 
     UNREADABLE = 1 << 0
     NO_COVERAGE = 1 << 1
@@ -25,6 +25,8 @@ class Flag(IntFlag):
     NOISE_MEASURED = 1 << 12
     ARMS_DIFFER = 1 << 13
     OTHER_TYPE = 1 << 14
+    NO_IMAGE = 1 << 15
+    IMAGE_DEFECT = 1 << 16
 
 
 FLAG_MEANING = {
@@ -43,6 +45,8 @@ FLAG_MEANING = {
     Flag.NOISE_MEASURED: "no errors in the file, noise measured in the flux",
     Flag.ARMS_DIFFER: "the measured velocities of two arms differ",
     Flag.OTHER_TYPE: "the header's type is not one of the training set's",
+    Flag.NO_IMAGE: "no image in all bands: the spectrum alone decided",
+    Flag.IMAGE_DEFECT: "image saturated, with holes, or cut by an edge",
 }
 
 FAILED = Flag.UNREADABLE | Flag.NO_COVERAGE  # rows without values
@@ -50,7 +54,8 @@ FAILED = Flag.UNREADABLE | Flag.NO_COVERAGE  # rows without values
 # Rows not to trust: without values, or the model has left what it was trained for.
 # Low S/N, no velocity and partial coverage aren't here: noise is in the error, most
 # stars move by less than a pixel, and what the rest does to a spectrum that matters
-# shows as UNLIKE_TRAINING or LARGE_ERROR. Many masked pixels are here, because a
+# shows as UNLIKE_TRAINING or LARGE_ERROR. Networks that see images are trained without
+# them, too. Many masked pixels are here, because a
 # spectrum mostly filled in by interpolation looks smooth and is trusted too much.
 BAD = (
     FAILED

@@ -37,7 +37,8 @@ def explain(
             "continuum. gradient: what each pixel adds to a label (integrated "
             "gradients). cam: activation maps of a convolutional stage, weighted by "
             "gradients where they are; gradcam: by their mean. attention: where "
-            "spectrafm looks for each label.",
+            "spectrafm looks for each label. channel-attention: how much the head "
+            "trusts each channel (spfusion, convnext1d).",
         ),
     ] = "occlusion",
     target: Annotated[
@@ -65,7 +66,8 @@ def explain(
         float | None,
         typer.Option(
             metavar="ANGSTROM",
-            help="Where they end. By default 8095, or the model's last pixel.",
+            help="Where they end. By default 8095, or the model's last pixel; 5500 for "
+            "channel-attention.",
             show_default=False,
         ),
     ] = None,
@@ -90,10 +92,11 @@ def explain(
         typer.Option(
             "--each/--no-each",
             help="Keep the map of every spectrum in the output (FITS); by default "
-            "only of cam and gradcam.",
+            "only of cam, gradcam and channel-attention.",
             show_default=False,
         ),
     ] = None,
+    images: options.Images = None,
     keep_flagged: Annotated[
         bool,
         typer.Option(
@@ -152,6 +155,8 @@ def explain(
       stellar explain prepared.fits -o maps.fits --method gradient -m mine.safetensors
 
       stellar explain spectra/ -o cam.fits --method cam --panels examples --figure c.pdf
+
+      stellar explain clump.fits -o a.fits -m spf.safetensors --method channel-attention
     """
     from stellarcli.errors import ExitStatus, UsageError
 
@@ -162,7 +167,13 @@ def explain(
         raise UsageError("--top must be at least 0, --examples at least 1.")
 
     from stellarcli import catalog, devices, figures, inputs, parallel, provenance
-    from stellarcli.explanation import drawing, importance, method_class, writing
+    from stellarcli.explanation import (
+        drawing,
+        heatmap,
+        importance,
+        method_class,
+        writing,
+    )
     from stellarcli.explanation.request import Request
 
     method_class(method)
@@ -173,6 +184,7 @@ def explain(
         windows=_windows(model, method, start, stop, window, step),
         stage=stage or "",
         nodes=nodes,
+        images=images or "",
         keep_flagged=keep_flagged,
         device=devices.choose_device(device),
         workers=parallel.check_workers(workers),
@@ -182,10 +194,11 @@ def explain(
         figures.check_output(figure, overwrite)
     name = catalog.check_output(output, overwrite)
     tasks = list(inputs.tasks(inputs.expand(paths, output), importance.TASK))
-    best = drawing.Examples(examples)
+    best, weights = drawing.Examples(examples), heatmap.Weights()
     with ExitStack() as stack:
         spool = None
-        if each or (each is None and method in drawing.BY_CLASS):
+        usual = (*drawing.BY_CLASS, "channel-attention")
+        if each or (each is None and method in usual):
             spool = stack.enter_context(writing.Spool(name))
         bar = stack.enter_context(progress(sum(map(len, tasks)), "spectra", quiet))
 
@@ -193,11 +206,14 @@ def explain(
             best.keep(maps)
             if spool:
                 spool.keep(maps)
+            weights.keep(maps)
 
         found = importance.explain(tasks, request, keep=keep, progress=bar.update)
         cards = provenance.cards(command_line())
         writing.write(name, found, cards, spool, overwrite=True)
-    if figure:
+    if figure and method == "channel-attention":
+        heatmap.draw(found, figure, weights, importance.channel_parts(request))
+    elif figure:
         drawing.draw(found, figure, panels, best)
     report_reasons(found.summary.reasons, log, quiet)
     if not quiet:
@@ -224,7 +240,9 @@ def _windows(
     low, high = Windows.start, Windows.stop
     loaded = checkpoint.load(model)
     seen = loaded.wavelength
-    if method != "occlusion" and seen is not None:
+    if method == "channel-attention":
+        high = 5500.0  # as in SPFusion's figure 10
+    elif method != "occlusion" and seen is not None:
         low, high = math.floor(seen[0]), math.ceil(seen[-1])
     elif seen is None and (familiar := loaded.part("familiar")):
         low, high = familiarity.reach(familiar)

@@ -70,6 +70,14 @@ def simulated(
             show_default=False,
         ),
     ] = None,
+    images: Annotated[
+        bool,
+        typer.Option(
+            "--images",
+            help="Make red-clump stars with simulated masses and ages, and SDSS-like "
+            "g, r and i frames of them in DIR/frames.",
+        ),
+    ] = False,
     labels_out: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Table of file, objid and true labels."),
@@ -102,6 +110,8 @@ def simulated(
       stellar fetch simulated -n 50 -o dwarfs/ --range teff=4000:7000,logg=4:5 --snr 50
 
       stellar fetch simulated --survey lamost-mrs -n 50 -o mrs/ --labels-out truth.fits
+
+      stellar fetch simulated --images -n 300 -o clump/ --labels-out truth.fits
     """
     from stellarcli import catalog, provenance, simulation
 
@@ -116,6 +126,7 @@ def simulated(
         snr=simulation.parse_snr(snr),
         ranges=simulation.parse_ranges(ranges or [], survey),
         compress=not uncompressed,
+        images=images,
         overwrite=overwrite,
     )
     cards = provenance.cards(command_line())
@@ -125,6 +136,8 @@ def simulated(
         simulation.write_paths(table, stars, output, cards, overwrite)
     if not quiet:
         say(f"{len(stars)} spectra in {output}")
+        if images:
+            say(f"  simulated red-clump stars, their frames in {output}/frames")
 
 
 Url = Annotated[

@@ -78,6 +78,17 @@ Velocity = Annotated[
         "measures where the header has none; or a catalogue with a column rv (km/s).",
     ),
 ]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        "--images",
+        metavar="DIR|TABLE",
+        help="Images of the stars: a directory of frames, or a table with columns "
+        "image_g, image_r, image_i, as 'fetch sdss-images' writes it, joined by "
+        "identifier or position.",
+        show_default=False,
+    ),
+]
 ModelVelocity = Annotated[
     str,
     typer.Option(

@@ -32,6 +32,7 @@ def predict(
     workers: options.Workers = None,
     exposures: options.Exposures = False,
     rv: options.ModelVelocity = "",
+    images: options.Images = None,
     dropout: Annotated[
         float,
         typer.Option(
@@ -126,6 +127,7 @@ def predict(
             precision=prediction.check_precision(precision),
             exposures=exposures,
             rv=rv,
+            images=images or "",
             dropout=prediction.check_dropout(dropout),
             workers=parallel.check_workers(workers),
             shard=parse_shard(shard),

@@ -45,7 +45,8 @@ def preprocess(
     figure: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Draw one spectrum before and after (png, pdf)."
+            metavar="FILE",
+            help="Draw one spectrum before and after (png, pdf), and its images.",
         ),
     ] = None,
     figure_row: Annotated[
@@ -56,6 +57,7 @@ def preprocess(
     ] = None,
     exposures: options.Exposures = False,
     rv: options.Velocity = "header",
+    images: options.Images = None,
     workers: options.Workers = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
@@ -74,6 +76,8 @@ def preprocess(
       stellar preprocess spectra/ -o prepared.fits --recipe scanet --figure star.png
 
       stellar preprocess mrs/ -o prepared.fits --recipe rdn --rv measure
+
+      stellar preprocess clump/ -o prepared.fits -r spfusion --images clump/frames
     """
     start_log(log, verbose)
     from stellarcli import (
@@ -108,18 +112,21 @@ def preprocess(
             radius=radius,
             exposures=exposures,
             velocities=velocity.Source.of(rv, radius),
+            images=images or "",
             workers=parallel.check_workers(workers),
             cards=provenance.cards(command_line()),
             progress=bar.update,
         )
     if figure:
-        figures.before_and_after(found, chosen, figure, figure_row)
+        figures.before_and_after(found, chosen, figure, figure_row, images or "")
     report_reasons(summary.reasons, log, quiet)
     if not quiet:
         where = "standard output" if output == "-" else target
         say(f"{summary.rows} spectra in {where}, {summary.failed} without a good pixel")
         if table is not None:
             say(f"  {summary.matched} of {summary.rows} matched a row of {labels}")
+        if images:
+            say(f"  {summary.pictured} of {summary.rows} have an image of {images}")
     if summary.failed == summary.rows:
         raise NoUsableSpectraError(f"none of {summary.rows} inputs has a good pixel.")
     if summary.failed:

@@ -13,12 +13,14 @@ occlusion     change of a label when a window is replaced by the continuum
 gradient      integrated gradients: what each pixel adds to the label
 activation    class activation maps of a convolutional stage
 attention     where a network that answers requests looks for each label
+channels      channel attention, over a batch and over the spectrum
 classes       O, B, A, F, G, K, M of a prediction, with scores
 importance    `explain`: spectra through a method, and their averages
 lines         names of spectral features
 ranking       the windows that matter, and the features in them
 writing       `Importance` as a table
 drawing       `Importance` as a figure
+heatmap       channel attention as a figure
 ============  ======================================================================
 """
 
@@ -35,6 +37,7 @@ METHODS = {
     "cam": "activation:ActivationMaps",
     "gradcam": "activation:GradCAM",
     "attention": "attention:Attention",
+    "channel-attention": "channels:ChannelAttention",
 }
 
 

@@ -18,6 +18,7 @@ from stellarcli.explanation import classes, method_class
 from stellarcli.explanation.request import Request
 from stellarcli.inputs import Task
 from stellarcli.labels import Label
+from stellarcli.models import network_class
 from stellarcli.parallel import ordered_map
 from stellarcli.prediction import Predictor, Summary
 from stellarcli.preparation import CHUNK, Chunk
@@ -41,11 +42,14 @@ class Maps:
         Prepared; NaN where masked.
     values : ndarray of float32, shape (spectrum, point, label)
         With a sign, in the labels' units.
+    channels : ndarray of float32, shape (spectrum, channel), optional
+        Weights of a network's channels, of the method that looks at them.
     """
 
     rows: np.ndarray
     flux: np.ndarray
     values: np.ndarray
+    channels: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return the number of spectra."""
@@ -53,7 +57,8 @@ class Maps:
 
     def take(self, index: np.ndarray) -> Maps:
         """Return some of the spectra."""
-        return Maps(self.rows[index], self.flux[index], self.values[index])
+        channels = None if self.channels is None else self.channels[index]
+        return Maps(self.rows[index], self.flux[index], self.values[index], channels)
 
     def joined(self, other: Maps) -> Maps:
         """Return these spectra and others."""
@@ -222,6 +227,11 @@ class Explainer:
         torch.set_num_threads(1)  # processes are the parallelism
         kind = method_class(request.method)
         model = checkpoint.load(request.model)
+        if not getattr(network_class(model.architecture), "sees_spectrum", True):
+            raise UsageError(
+                f"{model.name} is a {model.architecture}, which sees images alone: no "
+                "wavelength matters to it."
+            )
         if model.recipe.wavelength is None and not getattr(kind, "any_grid", False):
             raise UsageError(
                 f"recipe '{model.recipe.name}' of {model.name} leaves every spectrum "
@@ -261,13 +271,21 @@ class Explainer:
         values = np.zeros(shape, np.float32)
         if use.size:
             values = self.method(batch, others)
-        return Maps(rows[use], flux, values), rows["flag"], reasons
+        channels = getattr(self.method, "channels", None)
+        if channels is not None and not use.size:
+            channels = channels[:0]
+        return Maps(rows[use], flux, values, channels), rows["flag"], reasons
 
 
 @lru_cache(maxsize=1)
 def _explainer(request: Request) -> Explainer:
     """Load a model once per process; forked workers inherit it."""
     return Explainer(request)
+
+
+def channel_parts(request: Request) -> dict[str, slice]:
+    """Channels of each kind, of the method that looks at them."""
+    return _explainer(request).method.parts
 
 
 def _work(task: Task, request: Request) -> tuple[Maps, np.ndarray, list]:
@@ -282,6 +300,7 @@ def _prepare(task: Task, explainer: Explainer) -> Chunk:
         model.recipe,
         velocities=Source.of(model.velocities),
         inputs=explainer.predictor.inputs,
+        images=explainer.request.images,
     )
 
 
@@ -330,7 +349,8 @@ def explain(
     found = Importance(
         request=request,
         model=model,
-        labels=[model.labels[n] for n in method.targets],
+        labels=getattr(method, "labels", None)
+        or [model.labels[n] for n in method.targets],
         wavelength=method.wavelength,
         pixels=model.wavelength if model.wavelength is not None else method.wavelength,
         in_units=getattr(method, "in_units", True),

@@ -29,6 +29,8 @@ class Request:
         Of a convolutional network, for ``cam``; chosen by default.
     nodes : int
         Points of the integral, for ``gradient``.
+    images : str
+        Directory or table of images, for models that see them.
     keep_flagged : bool
         Use spectra that are not to be trusted, too.
     device : str
@@ -41,6 +43,7 @@ class Request:
     windows: Windows = field(default_factory=Windows)
     stage: str = ""
     nodes: int = 32
+    images: str = ""
     keep_flagged: bool = False
     device: str = "cpu"
     workers: int = field(default_factory=available_cores)

@@ -39,6 +39,7 @@ class Spool:
         self.output = output
         self.folder = folder or "."
         self.count = 0
+        self.channels = 0
         self.widths: dict[str, int] = {}
 
     def __enter__(self) -> Spool:
@@ -63,8 +64,9 @@ class Spool:
         if not len(maps):
             return
         with self._explained():
-            for array in (maps.rows, maps.values):
+            for array in (maps.rows, maps.values, _weights(maps)):
                 np.save(self._file, array, allow_pickle=False)
+        self.channels = _weights(maps).shape[1]
         self.count += 1
         for name in ("objid", "file"):
             width = maps.rows.dtype[name].itemsize
@@ -76,14 +78,24 @@ class Spool:
             self._file.flush()
             self._file.seek(0)
         for _ in range(self.count):
-            rows, values = np.load(self._file), np.load(self._file)
+            rows, values, weights = (np.load(self._file) for _ in range(3))
             content = {"objid": rows["objid"], "file": rows["file"]}
-            content |= {label.name: rows[label.name] for label in labels}
+            known = [label.name for label in labels if label.name in rows.dtype.names]
+            content |= {name: rows[name] for name in known}
+            if self.channels:
+                content["channels"] = weights
             content |= _scores(classes.scores(rows))
             content |= {
                 f"{label.name}_map": values[:, :, n] for n, label in enumerate(labels)
             }
             yield catalog.rows(columns, content)
+
+
+def _weights(maps: Maps) -> np.ndarray:
+    """Weights of channels, (spectrum, channel); no channels where there are none."""
+    if maps.channels is None:
+        return np.zeros((len(maps), 0), dtype=np.float32)
+    return maps.channels
 
 
 def write(
@@ -213,6 +225,12 @@ def _single(found: Importance, spool: Spool | None) -> Iterator[Extension]:
         *(
             Column(label.name, "f4", label.unit, label.description, label.display)
             for label in found.labels
+            if label in found.model.labels
+        ),
+        *(
+            [Column("channels", f"({spool.channels},)f4", "", "weight of each channel")]
+            if spool.channels
+            else ()
         ),
         *(_score_columns() if found.found_classes else ()),
         *(

@@ -45,12 +45,19 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MODELS = {
+    "convnext1d": "convnext1d:ConvNeXt1D",
+    "convnextpico": "photometric:ConvNeXtPico",
     "densenet": "compared:DenseNet",
+    "metaformer": "photometric:Metaformer",
+    "racnet": "spectral:RACNet",
     "rdn": "rdn:RDN",
     "resnet": "compared:ResNet",
+    "resnet10t": "photometric:ResNet10T",
     "resnet1d": "resnet1d:ResNet1D",
     "resnetfit": "resnetfit:ResNetFit",
     "scanet": "scanet:SCANet",
+    "spfusion": "spfusion:SPFusion",
+    "sscnn": "spectral:SSCNN",
     "starnet": "compared:StarNet",
     "mkresnet": "mkresnet:MKResNet",
     "spectrafm": "spectrafm:SpectraFM",
@@ -108,7 +115,11 @@ def made_up(network: nn.Module, rows: int, pixels: int) -> list[Tensor]:
     """Return what a network could be fed, of ones: to count, to time, to try it."""
     extra = len(getattr(network, "extra", ()))
     device = next((t.device for t in network.state_dict().values()), "cpu")
-    feed = feeding.made_up(inputs(network), rows, pixels, extra=extra)
+    shape = list(feeding.IMAGE_SHAPE)
+    shape[1:] = 2 * [getattr(network, "image_size", shape[-1])]
+    feed = feeding.made_up(
+        inputs(network), rows, pixels, extra=extra, image_shape=shape
+    )
     if "flux" in feed:
         feed["flux"] = np.ones_like(feed["flux"])
         feed["ivar"] = np.ones_like(feed["ivar"])

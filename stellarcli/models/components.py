@@ -140,7 +140,7 @@ class Neighbours(Components):
     """
 
     def __init__(
-        self, pixels: int, labels: int, *, components: int = 20, neighbours: int = 10
+        self, pixels: int, labels: int, *, components: int = 10, neighbours: int = 10
     ):
         super().__init__(pixels, labels, components=components)
         if neighbours < 2:

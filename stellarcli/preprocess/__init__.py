@@ -19,7 +19,7 @@ import numpy as np
 
 from stellarcli import plainyaml
 from stellarcli.errors import UsageError, unknown
-from stellarcli.preprocess import continuum, spikes, wavelength
+from stellarcli.preprocess import continuum, images, spikes, wavelength
 from stellarcli.preprocess.batch import Batch
 from stellarcli.preprocess.fold import check_shape, fold, unfold
 
@@ -48,6 +48,7 @@ STEPS: dict[str, Callable[..., Batch]] = {
     "median": continuum.scale_median,
     "pad": continuum.pad,
     "fold": _keep_flat,
+    "images": images.keep_spectra,
 }
 
 # what numbers may be, by name of the parameter: beyond, they cost memory or hours
@@ -101,6 +102,8 @@ class Step:
             self._check_number(key, self.parameters[key])
         if self.name == "resample":
             wavelength.join_grids(self.parameters["grids"])
+        if self.name == "images":
+            images.check(**self.parameters)
         if self.name == "fold":
             self._check_shape(self.parameters["shape"])
 
@@ -206,6 +209,12 @@ class Recipe:
         """Shape of the folded image, or None for plain spectra."""
         parameters = self.parameters("fold")
         return None if parameters is None else tuple(parameters["shape"])
+
+    @property
+    def images(self) -> tuple[tuple[str, ...], int] | None:
+        """Bands and side of the images beside the spectra, or None."""
+        parameters = self.parameters("images")
+        return None if parameters is None else images.check(**parameters)
 
     def to_json(self) -> str:
         """Return name and steps as one line of JSON."""
@@ -321,13 +330,15 @@ RECIPES = {
             {"continuum": {"method": "smooth", "width": 30.0}},
             "clip",
         ],
-        # SPFusion: 4000-9000 Å at native sampling, min-max, zeros on both sides to 3584
+        # SPFusion: 4000-9000 Å at native sampling, min-max, zeros on both sides to
+        # 3584; images in three bands, if they are given
         "spfusion": [
             "bridge",
             "rest_frame",
             {"resample": {"grids": [{**LRS_START, "start": 4000.0, "pixels": 3522}]}},
             "min_max",
             {"pad": {"pixels": 3584}},
+            {"images": {"bands": list(images.BANDS), "size": images.SIZE}},
         ],
         # SpectraFM: any range, native sampling kept
         "spectrafm": [

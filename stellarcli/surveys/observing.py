@@ -119,9 +119,11 @@ def simulate(
     labels: np.ndarray,
     rng: np.random.Generator,
     *,
-    snr: float | tuple[float, float] | None = None,
+    snr: float | tuple[float, float] | np.ndarray | None = None,
     velocity_scatter: float = VELOCITY_SCATTER,
     emulator: Emulator | None = None,
+    ebv: np.ndarray | None = None,
+    factor: np.ndarray | None = None,
 ) -> Simulation:
     """Observe stars with LAMOST's low-resolution mode, in the computer.
 
@@ -132,13 +134,18 @@ def simulate(
     ----------
     labels : ndarray, shape (spectrum, 3), or structured with fields teff, logg, feh
     rng : numpy.random.Generator
-    snr : float or (float, float), optional
-        Signal-to-noise ratio per pixel in g: one value, or a range that is drawn from
-        evenly in its logarithm. Without it, LAMOST DR10's distribution.
+    snr : float, (float, float), or ndarray of shape (spectrum,), optional
+        Signal-to-noise ratio per pixel in g: one value, a range that is drawn from
+        evenly in its logarithm, or that of each star. Without it, LAMOST DR10's
+        distribution.
     velocity_scatter : float
         Standard deviation of the stars' radial velocities, km/s.
     emulator : Emulator, optional
         The shipped one by default.
+    ebv : ndarray, shape (spectrum,), optional
+        Reddening, mag; drawn as LAMOST's effective one by default.
+    factor : ndarray of float32, shape (spectrum, pixel), optional
+        What the emulator doesn't know of these stars: times its flux, at rest.
 
     Returns
     -------
@@ -154,9 +161,11 @@ def simulate(
     arrays, count = emulator.arrays, len(labels)
     wavelength = emulator.wavelength[emulator.margin : -emulator.margin]
     rv = np.clip(rng.normal(0, velocity_scatter, count), -MAX_VELOCITY, MAX_VELOCITY)
-    target = _draw_snr(snr, count, rng, arrays)
-    ebv = _from_quantiles(arrays["ebv_quantiles"], rng.random(count))
-    flux = _shift(emulator.spectrum(labels), rv, emulator)
+    target = snr if isinstance(snr, np.ndarray) else draw_snr(snr, count, rng, emulator)
+    if ebv is None:
+        ebv = _from_quantiles(arrays["ebv_quantiles"], rng.random(count))
+    rest = emulator.spectrum(labels)
+    flux = _shift(rest if factor is None else rest * factor, rv, emulator)
     known = emulator.constrained(labels)[:, emulator.margin : -emulator.margin]
     dimming = ebv[:, None].astype(np.float32) * _extinction_column(emulator)
     flux *= np.exp(_distortion(count, rng, arrays) + dimming)
@@ -207,10 +216,16 @@ def check_snr(snr: float | tuple[float, float] | None) -> tuple[float, float] | 
     return float(low), float(high)
 
 
-def _draw_snr(snr, count: int, rng, arrays) -> np.ndarray:
+def draw_snr(
+    snr: float | tuple[float, float] | None,
+    count: int,
+    rng: np.random.Generator,
+    emulator: Emulator,
+) -> np.ndarray:
+    """Draw signal-to-noise ratios as `simulate` does, (spectrum,)."""
     limits, uniform = check_snr(snr), rng.random(count)
     if limits is None:
-        return _from_quantiles(arrays["snr_quantiles"], uniform)
+        return _from_quantiles(emulator.arrays["snr_quantiles"], uniform)
     return limits[0] * (limits[1] / limits[0]) ** uniform
 
 

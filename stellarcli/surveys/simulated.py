@@ -8,17 +8,25 @@ to the detector is `observing`'s.
 
 from __future__ import annotations
 
-import os
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from stellarcli.errors import UsageError, unknown
 from stellarcli.spectrum import SPEED_OF_LIGHT
-from stellarcli.surveys import hband, medium, synthesis
-from stellarcli.surveys.cards import card, decimal, header_block, padded, remark
+from stellarcli.surveys import frames, hband, medium, redclump, synthesis
+from stellarcli.surveys.cards import (
+    bzip2,
+    card,
+    decimal,
+    designation,
+    gzip,
+    header_block,
+    padded,
+    remark,
+    write_atomically,
+)
 from stellarcli.surveys.emulator import (
     DEFAULT_RANGES,
     FORMAT_VERSION,
@@ -37,6 +45,7 @@ from stellarcli.surveys.observing import (
     Simulation,
     block_continuum,
     check_snr,
+    draw_snr,
     extinction,
     noise_regressors,
     simulate,
@@ -112,13 +121,21 @@ TRUTH_COLUMNS = [
     ("subclass", "S4"),
 ]
 TRUTH_UNITS = {"ra": "deg", "dec": "deg", "teff": "K", "rv": "km/s", "ebv": "mag"}
+CLUMP_COLUMNS = [
+    *((name, "f8") for name in ("mass", "age", "c_n", "gmag", "rmag", "imag")),
+    *((f"image_{band}", "S44") for band in frames.SEEING),
+]
+FRAMES = "frames"  # folder of the images, beside the spectra
 
 
-def truth_columns(survey: str) -> list[tuple[str, str]]:
+def truth_columns(survey: str, images: bool = False) -> list[tuple[str, str]]:
     """Names and types of what is true of a survey's files.
 
-    Those of `TRUTH_COLUMNS`; the others have abundances and no reddening.
+    Those of `TRUTH_COLUMNS`; other surveys have abundances and no reddening, stars with
+    images mass, age, magnitudes and the names of their frames.
     """
+    if images:
+        return [*TRUTH_COLUMNS, *CLUMP_COLUMNS]
     if survey == "lamost-lrs":
         return TRUTH_COLUMNS
     columns = [column for column in TRUTH_COLUMNS if column[0] != "ebv"]
@@ -143,6 +160,7 @@ def write_spectra(
     ranges: Mapping[str, tuple[float, float]] | None = None,
     layout: str = "C",
     compress: bool = True,
+    images: bool = False,
     emulator: Emulator | None = None,
 ) -> np.ndarray:
     """Write simulated survey files into a directory and return what is true of them.
@@ -164,7 +182,10 @@ def write_spectra(
     layout : str
         LAMOST's ``"C"`` (binary table, DR9 and later) or ``"A"`` (image, DR2–DR8).
     compress : bool
-        Write ``.fits.gz`` rather than ``.fits``.
+        Write ``.fits.gz`` rather than ``.fits``, and images as ``.fits.bz2``.
+    images : bool
+        Make red-clump stars, with masses and ages, and g, r and i frames of them in the
+        folder `FRAMES` of the directory. They have their own ranges.
     emulator : Emulator, optional
         The shipped one by default.
 
@@ -185,12 +206,19 @@ def write_spectra(
         raise UsageError(
             f"n = {n}, seed = {seed}: give n >= 0 and a seed below 1000000."
         )
+    if images and survey != "lamost-lrs":
+        raise UsageError(
+            f"images are made beside spectra of lamost-lrs, not of {survey}; leave "
+            "--images out, or give --survey lamost-lrs."
+        )
     check_snr(snr)
     RANGE_CHECKS[survey](ranges)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    truth = np.zeros(n, dtype=truth_columns(survey))
-    blocks = SIMULATORS[survey](
+    if images:
+        (directory / FRAMES).mkdir(exist_ok=True)
+    truth = np.zeros(n, dtype=truth_columns(survey, images))
+    blocks = (lamost_red_clump if images else SIMULATORS[survey])(
         n,
         seed=seed,
         snr=snr,
@@ -201,23 +229,16 @@ def write_spectra(
     ending = ".gz" if compress else ""
     for row, (content, facts) in enumerate(blocks):
         name = facts["file"] + ending
-        _write_atomically(directory / name, gzip(content) if compress else content)
+        write_atomically(directory / name, gzip(content) if compress else content)
+        for band, (file, image) in facts.pop("frames", {}).items():
+            file += ".bz2" if compress else ""
+            image = bzip2(image) if compress else image
+            write_atomically(directory / FRAMES / file, image)
+            facts[f"image_{band}"] = file
         for column, value in facts.items():
             truth[column][row] = value
         truth["file"][row] = name
     return truth
-
-
-def gzip(content: bytes) -> bytes:
-    """Compress as gzip does, without a date: equal content gives equal files."""
-    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
-    return packer.compress(content) + packer.flush()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def lamost_lrs(
@@ -227,13 +248,9 @@ def lamost_lrs(
 
     Data model: https://www.lamost.org/dr10/v2.0/doc/lr-data-production-description
     """
-    if layout not in LRS_LAYOUTS:
-        raise unknown("layout", layout, LRS_LAYOUTS)
-    encode = LRS_LAYOUTS[layout]
+    encode = _lrs_layout(layout)
     emulator = emulator or Emulator.load()
-    wavelength = emulator.wavelength[emulator.margin : -emulator.margin]
-    # real COEFF0 are rounded: the stored array is a thousandth of a pixel off
-    wavelength = (wavelength * 10**1.2e-7).astype(np.float32)
+    wavelength = _lrs_wavelength(emulator)
     for block in range(-(-n // BLOCK)):
         rng = np.random.default_rng([seed, block])
         labels = draw_labels(BLOCK, rng, ranges)
@@ -242,6 +259,57 @@ def lamost_lrs(
         for row in range(min(BLOCK, n - block * BLOCK)):
             facts = _lrs_facts(seed, block * BLOCK + row, row, stars, positions)
             yield encode(facts, stars, row, wavelength), facts["truth"]
+
+
+def lamost_red_clump(
+    n: int, *, seed: int, snr, layout: str, emulator: Emulator | None = None, **_
+) -> Iterator[tuple[bytes, dict]]:
+    """Yield files of red-clump stars as `lamost_lrs` does.
+
+    Among what is true of a star are its `frames`, name and content by band.
+    """
+    encode = _lrs_layout(layout)
+    emulator = emulator or Emulator.load()
+    wavelength = _lrs_wavelength(emulator)
+    for block in range(-(-n // BLOCK)):
+        rng = np.random.default_rng([seed, block, 2])
+        positions = redclump.positions(BLOCK, rng)
+        ratios = draw_snr(snr, BLOCK, rng, emulator)
+        clump = redclump.draw(BLOCK, rng, ratios, positions, emulator)
+        stars = simulate(
+            clump[list(LABEL_NAMES)],
+            rng,
+            snr=ratios,
+            emulator=emulator,
+            ebv=clump["ebv"],
+            factor=redclump.bands(clump, emulator.wavelength.size),
+        )
+        for row in range(min(BLOCK, n - block * BLOCK)):
+            index = block * BLOCK + row
+            facts = _lrs_facts(seed, index, row, stars, positions)
+            field, camcol = divmod(index, 6)
+            name = f"{_PLAN.format(seed=seed)}-{camcol + 1}-{field + 1:04d}"
+            own = np.random.default_rng([seed, index, 3])
+            facts["truth"] |= {
+                "mass": clump["mass"][row],
+                "age": clump["age"][row],
+                "c_n": clump["c_n"][row],
+                **{f"{band}mag": clump[band][row] for band in frames.SEEING},
+                "frames": frames.frames(clump[row], name, own),
+            }
+            yield encode(facts, stars, row, wavelength), facts["truth"]
+
+
+def _lrs_layout(name: str) -> Callable[..., bytes]:
+    if name not in LRS_LAYOUTS:
+        raise unknown("layout", name, LRS_LAYOUTS)
+    return LRS_LAYOUTS[name]
+
+
+def _lrs_wavelength(emulator: Emulator) -> np.ndarray:
+    wavelength = emulator.wavelength[emulator.margin : -emulator.margin]
+    # real COEFF0 are rounded: the stored array is a thousandth of a pixel off
+    return (wavelength * 10**1.2e-7).astype(np.float32)
 
 
 def _draw_positions(count: int, rng) -> np.ndarray:
@@ -295,23 +363,6 @@ def _lrs_facts(seed: int, index: int, row: int, stars: Simulation, positions) ->
 def _header_snr(value: float) -> float:
     """S/N as headers give it: two digits, 999 at most, -9999 without usable pixels."""
     return float(min(round(value, 2), 999)) if value != 0 else -9999.0
-
-
-def designation(ra: float, dec: float) -> str:
-    """Name of a position as LAMOST forms it, ``LAMOST JHHMMSS.ss+DDMMSS.s``.
-
-    Parameters
-    ----------
-    ra, dec : float
-        Degrees; truncated as the IAU asks, not rounded.
-    """
-    hundredths = int(ra / 15 * 360000)
-    tenths = int(abs(dec) * 36000)
-    hours = f"{hundredths // 360000:02d}{hundredths // 6000 % 60:02d}"
-    hours += f"{hundredths // 100 % 60:02d}.{hundredths % 100:02d}"
-    degrees = f"{tenths // 36000:02d}{tenths // 600 % 60:02d}"
-    degrees += f"{tenths // 10 % 60:02d}.{tenths % 10}"
-    return f"LAMOST J{hours}{'-' if dec < 0 else '+'}{degrees}"
 
 
 def _lrs_cards(facts: dict, release: str) -> list[str]:

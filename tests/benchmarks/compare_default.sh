@@ -12,7 +12,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 for name in ridge neighbours gp; do # settings of the descent mean nothing to these
     stellar train lamost.fits -o $name.safetensors --model $name --refit --resume \
         --select "consistent != 0 and snrg > 10" --group plan --folds 5 \
-        --set validation=0
+        --set validation=0 $([ $name != neighbours ] || echo --set network.components=20)
 done
 stellar train lamost.fits -o resnet1d.safetensors --config "$here/default.yaml" \
     --model resnet1d --init pretrained.safetensors --refit --resume
