@@ -131,11 +131,11 @@ def _judged(outcome: Outcome, part: Dataset) -> Judged:
 def _calibrated(outcome: Outcome, judged: list[Judged], number: int) -> Outcome:
     """Calibrate a fold's model by the other folds, and write it again."""
     model = checkpoint.load(str(outcome.path))
-    others = judged[:number] + judged[number + 1 :]
-    calibration.calibrate(model, Judged.joined(others))
+    others = Judged.joined(judged[:number] + judged[number + 1 :])
+    calibration.calibrate(model, others)
     model.training |= {
         "judged_on": "folds",
-        "metrics": calibration.metrics_of(model, Judged.joined(others)),
+        "metrics": calibration.metrics_of(model, others),
         "test_metrics": calibration.metrics_of(model, judged[number]),
     }
     checkpoint.save(model, outcome.path)
