@@ -205,15 +205,21 @@ def test_what_does_not_merge(stellar, many, model, whole, words, message):
 # ------------------------------------------------------------------------- a cluster
 
 # what workers run before they begin: small parts; and one that is killed at its second
-# task, and has a task of its own at work at the time
+# task, and has a task of its own at work at the time. The others wait until it is dead,
+# or on a slow machine they may be done before it has begun
 PRELOAD = f"""
-import os, signal
+import os, signal, time
 from stellarcli import prediction
 {SMALL}
 def dying(*arguments, work=prediction.work, done=[]):
     done.append(1)
     if os.environ.get("DIES") and len(done) == 2:
+        open("died", "x").close()
         os.kill(os.getpid(), signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while not (os.environ.get("DIES") or os.path.exists("died")):
+        assert time.monotonic() < deadline, "the other never died"
+        time.sleep(0.05)
     return work(*arguments)
 if prediction.work.__name__ == "work":  # Dask runs this file twice
     prediction.work = dying
@@ -225,7 +231,11 @@ def cluster(here):
     """A scheduler's file, and a function that starts a worker."""
     pytest.importorskip("distributed", reason="needs 'pip install stellarcli[dask]'")
     Path("preload.py").write_text(PRELOAD)
-    environment = program()[1] | {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error"}
+    environment = program()[1] | {
+        "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error",
+        # one task each: enough are left for the one that dies, should it come last
+        "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "1.0",
+    }
     running = []
 
     def start(*words, **extra):
@@ -256,7 +266,7 @@ def cluster(here):
 def test_a_cluster_with_a_dying_worker_writes_the_same(
     process, many, model, whole, cluster
 ):
-    first, *others = [cluster(DIES="1"), cluster(), cluster()]
+    *others, first = [cluster(), cluster(), cluster(DIES="1")]
     words = ["predict", *many, "-o", "o.fits", "-m", model, "--dask", "s.json"]
     done = process(*words, before=SMALL)
     assert done.status == 3, done.err
