@@ -37,7 +37,8 @@ train() { # name, recipe, settings
     [ -e "$name.fits" ] || stellar predict "test.$recipe.fits" -o "$name.fits" \
         --model "$name.safetensors" --workers 1
 }
-# half the default's widths and positions: a short training has more use of speed
+# half the default's widths and positions, since a short training has more use of speed;
+# and no average over neighbouring positions, which costs more (see EXPERIMENTS_MRS.md)
 small=(--set network.width=16 --set network.growth=8)
 rdn=("${small[@]}" --set "network.strides=[8, 4]" --set network.places=138)
 rdn+=(--set "network.hidden=[40, 64]")
