@@ -8,7 +8,7 @@
 # measure on 1200 others with S/N 10 to 200. What is there already is kept: an interrupted
 # run goes on.
 set -euo pipefail
-work=$1 stars=${2:-5000} epochs=${3:-10}
+work=$1 stars=${2:-5000} epochs=${3:-5}
 here=$(realpath "$(dirname "$0")")
 mkdir -p "$work"
 cd "$work"
