@@ -195,7 +195,7 @@ class TemplateFit(Given):
         for step in range(self.steps):
             # slopes for the parameters, and the residual as one row more
             rows = self._model(theta, continuum, observed)
-            if step >= getattr(self, "clip_from", 1):
+            if step:
                 kept = self._without_outliers(rows[:, -1], weight, factor)
                 factor = self._factor(kept)
             weighted = rows * kept[:, None]
