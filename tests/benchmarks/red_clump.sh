@@ -6,7 +6,8 @@
 #       ablations  the paper's tables 3 to 7: star operator, kernel, ratio, heads,
 #                  Metaformer blocks, each beside the usual network
 #       all        one after the other
-# Stars are simulated once: what lies in WORK_DIRECTORY is used again.
+# Stars are simulated once, and a run that was interrupted goes on where it was. Other
+# values of the ablations: ABLATIONS="star=false kernel=3" red_clump.sh ...
 #
 # The README's figures: 2100 stars, images of 32 pixels instead of the paper's 128 (16
 # times as fast, the whole star and little of its surroundings), 6 epochs (table, about
@@ -42,7 +43,7 @@ YAML
 }
 
 usual=(--preset paper --folds 3 --epochs "$epochs" --set "restart_epochs=$epochs"
-    --set batch_size=16 --set validation=0.12 --set half=false --overwrite)
+    --set batch_size=16 --set validation=0.12 --set half=false --resume)
 few=(--set network.drop_path=0.1) # these few steps don't overfit
 eyes=(--set "network.image_size=$pixels")
 narrow=(--set 'network.stem=[8,8,16]' --set 'network.widths=[16,32,64,128]')
@@ -70,7 +71,8 @@ table() {
 }
 
 ablations() {
-    varied=(star=false kernel=3,11 ratio=2,3,5 heads=2,4,7 metaformers=2,3)
+    usually="star=false kernel=3,11 ratio=2,3,5 heads=2,4,7 metaformers=2,3"
+    read -ra varied <<<"${ABLATIONS:-$usually}"
     train usual spfusion "${few[@]}" "${eyes[@]}"
     for one in "${varied[@]}"; do
         train "${one%%=*}" spfusion "${few[@]}" "${eyes[@]}" --grid "network.$one"
