@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
@@ -24,19 +25,21 @@ LEVEL = 0.05
 
 
 def folds(path: str, label: str) -> dict[str, dict[int, float]]:
-    """MAE of the test rows by setting and fold."""
+    """MAE of the test rows by setting, or the file's name, and fold."""
     rows = catalog.read(path).rows
     varied = [name for name in rows.dtype.names if name.startswith("network.")]
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for row in rows:
         setting = ", ".join(f"{n.removeprefix('network.')} {row[n]}" for n in varied)
-        found[setting or "usual"][int(row["fold"])] = float(row[f"test_{label}_mae"])
+        found[setting or Path(path).name.split(".")[0]][int(row["fold"])] = float(
+            row[f"test_{label}_mae"]
+        )
     return found
 
 
 def differences(usual: str, others: list[str], label: str) -> dict[str, np.ndarray]:
     """MAE of each setting minus that of the usual network, fold by fold."""
-    base = folds(usual, label)["usual"]
+    (base,) = folds(usual, label).values()
     found = {}
     for other in others:
         for setting, values in folds(other, label).items():
