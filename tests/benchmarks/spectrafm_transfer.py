@@ -11,6 +11,7 @@ use100_1 ...   to learn from: 100 stars, first draw. [Fe/H] > -1, of the trainin
                (see default.yaml). `sets` prints all that are drawn
 poor           to test on: [Fe/H] < -1. No stage sees any of them with a real label
 rich           [Fe/H] > -1 of the test plans, for comparison
+tested         what `score.py` calls the test plans, for the model without a transfer
 
 `curve` reads NAME100_1.fits and so on, prints MAE and bias per set, and draws the MAE
 against the number of stars.
@@ -45,6 +46,9 @@ def choose(labels: str, output: str) -> None:
     columns = {"obsid": rows["obsid"].astype(str)}
     columns |= {name: rows[name] for name in ("teff", "logg", "feh", "snrg")}
     columns |= {"poor": poor, "rich": rich & (part == "test")}
+    bright = (rows["snrg"] > 25) & (rows["teff"] > 3785.9) & (rows["teff"] < 8399.7)
+    trusted = (rows["clean"] != 0) & (rows["consistent"] != 0)
+    columns["tested"] = bright & trusted & (part == "test")
     for size, draws in SETS.items():
         for draw in range(1, draws + 1):
             drawn = np.random.default_rng(draw).permutation(pool)[:size]
