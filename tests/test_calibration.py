@@ -103,7 +103,7 @@ class Mean(torch.nn.Module):
 
 @pytest.mark.parametrize("cut", [0.0, 0.4])
 def test_networks_of_stretches_are_judged_by_stretches_too(tmp_path, cut):
-    """Half as many pixels: errors 1.4 times as large, of which this network is silent."""
+    """Half the pixels, errors 1.4 times as large: the network says nothing of it."""
     path = trainingtables.write(tmp_path / "t.fits", size=400)
     settings = TrainConfig.resolve({"target": "logg", "validation": 0.5})
     data = dataset.load([path], settings)

@@ -28,7 +28,7 @@ from stellarcli import catalog
 from stellarcli.dataset import split_by_hash
 from stellarcli.figures import STYLE, WIDTH
 
-SETS = {30: 3, 100: 3, 300: 1, 1000: 1}  # draws of so many stars
+SETS = {30: 1, 100: 3, 300: 1, 1000: 1}  # draws of so many stars
 TEFF = (4500, 7000)
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#666666")
 TESTS = {"poor": "[Fe/H] < −1", "rich": "[Fe/H] > −1"}

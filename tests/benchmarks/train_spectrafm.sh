@@ -48,9 +48,13 @@ stellar train -o "$work/second.safetensors" -c "$here/spectrafm_pretrain.yaml" \
 stellar train -o "$work/pretrained.safetensors" \
     -c "$here/spectrafm_pretrain_long.yaml" "${emulator[@]}" \
     --init "$work/second.safetensors" "${few[@]}" --overwrite
-stellar train "$work/lamost.fits" "$work/miles.fits" -o "$work/spectrafm.safetensors" \
+# The second time all tokens of a spectrum are there, as at prediction.
+stellar train "$work/lamost.fits" "$work/miles.fits" -o "$work/adapted.safetensors" \
     -c "$here/spectrafm_adapt.yaml" "${emulator[@]}" \
     --init "$work/pretrained.safetensors" "${few[@]}" --overwrite
+stellar train "$work/lamost.fits" "$work/miles.fits" -o "$work/spectrafm.safetensors" \
+    -c "$here/spectrafm_adapt.yaml" "${emulator[@]}" --init "$work/adapted.safetensors" \
+    --set network.context=200 --set network.cut=0.5 --set repeat=1 "${few[@]}" --overwrite
 
 # On the spectra that none of it has seen, beside the models made for one instrument.
 # (`default` has learnt from all plans: name default.folds.fits in DEFAULT_FOLDS, which
@@ -81,7 +85,9 @@ for what in cuts lines speed; do
 done
 
 # The transfer: real labels of 3850-5000 Å, then N stars of 5130-5450 Å, where no real
-# label has been seen. 1200 steps for the network from scratch, whatever N is.
+# label has been seen. Whatever N is: 100 steps for the pre-trained network's last layers,
+# 1200 for the same network from scratch, 400 for the fully connected one. These settings
+# were chosen on metal-rich training stars and MILES's metal-poor ones.
 stellar train "$work/lamost_blue.fits" -o "$work/blue.safetensors" \
     -c "$here/spectrafm_blue.yaml" "${emulator[@]}" \
     --init "$work/pretrained.safetensors" "${once[@]}" --overwrite
@@ -93,7 +99,8 @@ for set in $(python "$here/spectrafm_transfer.py" sets); do
         --set precision=float32 --overwrite)
     network=(-m spectrafm --set "network.encoder=[128]" --set network.context=96)
     stellar train "$work/lamost_window.fits" -o "tuned$set.safetensors" "${common[@]}" \
-        -c "$here/spectrafm_tune.yaml" --init "$work/blue.safetensors" "${once[@]}"
+        -c "$here/spectrafm_tune.yaml" --init "$work/blue.safetensors" \
+        --epochs $((1000 / n)) "${once[@]}"
     stellar train "$work/lamost_window.fits" -o "scratch$set.safetensors" \
         "${common[@]}" "${network[@]}" --set learning_rate=1e-3 --epochs $((12000 / n)) \
         "${once[@]}"
