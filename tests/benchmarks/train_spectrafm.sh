@@ -92,7 +92,7 @@ stellar train "$work/lamost_blue.fits" -o "$work/blue.safetensors" \
     -c "$here/spectrafm_blue.yaml" "${emulator[@]}" \
     --init "$work/pretrained.safetensors" "${once[@]}" --overwrite
 cd "$work/transfer"
-for set in $(python "$here/spectrafm_transfer.py" sets); do
+for set in $([ "${3:-}" = quick ] && echo 30_1 || python "$here/spectrafm_transfer.py" sets); do
     n=${set%_*}
     common=(--labels stars.fits --select "use$set == 1" --target feh --seed "${set#*_}"
         --set validation=0 --set batch_size=10 --set average=0.98 --set noise=0.7
