@@ -100,13 +100,11 @@ def _draw(errors: dict, figure: str, names: tuple[str, ...]) -> None:
                 axes.plot(sorted(sizes), mean, "-", color=colour, lw=1, label=name)
                 for n, values in sizes.items():
                     axes.plot([n] * len(values), values, "o", color=colour, ms=3)
-            axes.set(xscale="log", yscale="log", title=f"test stars {title}")
+            axes.set(xscale="log", title=f"{title}, not seen in training")
             axes.set(xlabel="stars to learn from", ylabel="MAE of [Fe/H] (dex)")
             axes.set_xticks([*SETS], [str(n) for n in SETS])
             axes.minorticks_off()
-            low, high = axes.get_ylim()
-            ticks = [t for t in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0) if low < t < high]
-            axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+            axes.set_ylim(bottom=0)
         panels[0].legend(frameon=False)
         drawn.savefig(figure, dpi=200)
 
