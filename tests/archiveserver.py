@@ -18,7 +18,9 @@ import hashlib
 import json
 import random
 import re
+import struct
 import threading
+import zlib
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -34,6 +36,7 @@ RELEASES = {
         {"dr_version": "dr12", "sub_version": "v1.0", "public_status": "internal"},
     ]
 }
+STEP = 10**10  # between the identifiers of a file's copies
 TOKEN = "s3cret+token/of=the~tests"  # looked for in every output of the tests
 LOGIN = b"<!DOCTYPE html><html><title>Login</title><input name=password></html>"
 PAGE = b"<html><body>Service under maintenance</body></html>"
@@ -287,19 +290,48 @@ def endless(*_):
     return write
 
 
-def spectra_of(paths, compress=True):
-    """Spectra by OBSID, of FITS files."""
+def spectra_of(paths, compress=True, copies=1):
+    """Spectra by OBSID, of FITS files; copies get identifiers of their own."""
     from stellarcli.archives import verification
 
     found = {}
     for path in map(Path, paths):
         content = path.read_bytes()
-        obsid = verification.check(content).get("OBSID")
-        name = path.name
-        if compress and not content.startswith(b"\x1f\x8b"):
-            content, name = gzip.compress(content, 6, mtime=0), f"{name}.gz"
-        found[int(obsid)] = (name, content)
+        obsid = int(verification.check(content).get("OBSID"))
+        name, packed = path.name.removesuffix(".gz"), content.startswith(b"\x1f\x8b")
+        ending = ".gz" if packed or compress else ""
+        if compress and not packed:
+            content = gzip.compress(content, 6, mtime=0)
+        found[obsid] = (name + ending, content)
+        for number, one in enumerate(copies_of(content, copies - 1, obsid), start=1):
+            found[obsid + number * STEP] = (f"{number}-{name}{ending}", one)
     return found
+
+
+def copies_of(content, count, obsid):
+    """A file with other identifiers; what they have in common is compressed once."""
+    packed = content.startswith(b"\x1f\x8b")
+    plain = gzip.decompress(content) if packed and count else content
+    card = b"OBSID   = %20d"
+    start = plain.find(card % obsid)
+    end = start + len(card % obsid)
+    tail = deflated(plain[end:], zlib.Z_FINISH) if packed and count else plain[end:]
+    for number in range(1, count + 1):
+        head = plain[:start] + card % (obsid + number * STEP)
+        if not packed:
+            yield head + tail
+            continue
+        check = zlib.crc32(plain[end:], zlib.crc32(head))
+        trailer = struct.pack("<II", check, len(plain))
+        yield (
+            content[:3] + bytes(7) + deflated(head, zlib.Z_FULL_FLUSH) + tail + trailer
+        )
+
+
+def deflated(data, flush):
+    """A piece of a deflate stream, as gzip -6 makes it; pieces can be joined."""
+    deflate = zlib.compressobj(6, wbits=-15)
+    return deflate.compress(data) + deflate.flush(flush)
 
 
 def main():
@@ -309,10 +341,11 @@ def main():
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--as-is", action="store_true", help="Compress nothing.")
+    parser.add_argument("--copies", type=int, default=1)
     options = parser.parse_args()
     paths = sorted(options.directory.glob("*.fits*"))
     archive = Archive(
-        spectra_of(paths, compress=not options.as_is),
+        spectra_of(paths, compress=not options.as_is, copies=options.copies),
         faults=options.faults,
         seed=options.seed,
     )

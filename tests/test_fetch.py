@@ -22,7 +22,7 @@ from test_archives import assert_whole, tarball, votable
 
 from stellarcli import catalog, checkpoint
 from stellarcli.archives import crew, sdss, verification
-from stellarcli.archives.store import JOURNAL
+from stellarcli.archives.store import JOURNAL, PART
 
 RELEASE = ("--dr", "10", "--version", "v2.0")
 
@@ -455,6 +455,30 @@ def children(number):
     return [f"/proc/{word}" for word in text.split()]
 
 
+def test_an_interrupt_while_threads_begin(lamost, catalogue, monkeypatch):
+    """The first ones may be at work then: they end, and it is said how to go on."""
+    start, begun = crew.threading.Thread.start, []
+
+    def interrupted(thread):
+        if type(thread) is not crew.threading.Thread:
+            return start(thread)  # of the progress bar
+        if not begun:
+            begun.append(thread)
+            start(thread)
+            wait_until(lambda: spectra("raw") or list(Path("raw").glob(f".*{PART}")))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(crew.threading.Thread, "start", interrupted)
+    done = lamost("--from", "cat.fits", "-o", "raw")
+    assert done.status == 130
+    assert "0 files are whole; the same command with --resume goes on" in done.err
+    assert not begun[0].is_alive()
+    assert not list(Path("raw").iterdir())
+    monkeypatch.setattr(crew.threading.Thread, "start", start)
+    assert lamost("--from", "cat.fits", "-o", "raw", "--resume").status == 0
+    assert len(spectra("raw")) == 20
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="forks only there")
 def test_a_faulty_archive_and_several_processes(archive, catalogue):
     archive.faults, archive.hang = 0.3, 5.0
@@ -509,6 +533,7 @@ def test_a_killed_run_goes_on(archive, few_spectra, catalogue, number):
     words, environment = spread(*arguments, "--connections", "2")
     process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE)
     wait_until(lambda: len(spectra("raw")) >= 4)
+    archive.latency = 60.0  # however slow this machine is, the run doesn't end now
     workers = children(process.pid)
     process.send_signal(number)
     process.communicate(timeout=60)

@@ -131,22 +131,23 @@ def fetch(
 def _work(client, store, keys, make, retries, outcome, progress) -> None:
     """Fetch files and take in what becomes of them."""
     count = processes(len(keys), client.connections)
-    crew: Crew | Crews
-    if count > 1:
-        crew = Crews(client, store, keys, make, retries, count)
-    else:
-        crew = Crew(client, store, map(make, keys), retries)
     try:
-        for done in crew.batches():
-            _take_in(done, store, outcome, progress)
+        crew: Crew | Crews
+        if count > 1:
+            crew = Crews(client, store, keys, make, retries, count)
+        else:
+            crew = Crew(client, store, map(make, keys), retries)
+        try:
+            for done in crew.batches():
+                _take_in(done, store, outcome, progress)
+        finally:
+            crew.end()
     except KeyboardInterrupt as error:
         error.add_note(
             f"{len(outcome.files)} files are whole; the same command with --resume "
             "goes on."
         )
         raise
-    finally:
-        crew.end()
 
 
 def _take_in(done: Sequence[Result], store: Store, outcome: Outcome, progress) -> None:

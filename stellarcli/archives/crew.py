@@ -136,8 +136,12 @@ class Crew:
             threading.Thread(target=self._work, daemon=True)
             for _ in range(client.connections)
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # Ctrl-C, when the first ones are already at work
+            self.end()
+            raise
 
     def batches(self) -> Iterator[list[Result]]:
         """Yield what has been done since the last time, until all is.
@@ -159,7 +163,8 @@ class Crew:
         self.client.stop.set()
         end = time.monotonic() + 1.0
         for thread in self._threads:
-            thread.join(max(end - time.monotonic(), 0.0))
+            if thread.ident is not None:  # it was started
+                thread.join(max(end - time.monotonic(), 0.0))
         if not any(thread.is_alive() for thread in self._threads):
             self.client.stop.clear()
         self.store.tidy()

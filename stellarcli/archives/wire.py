@@ -1,10 +1,11 @@
 """HTTP/1.1 on the wire: connections that stay open, GET requests, their answers.
 
-Libraries for this spend 0.4 ms of Python on an exchange, more than a spectrum takes to
-be received, verified and written; this does with a tenth. It knows what a client of
-files needs and no more: answers framed by a length, by chunks or by the connection's
-end (RFC 9112), proxies, tunnels. What it doesn't understand ends the connection, so
-that the rest of one answer can never be taken for the next.
+urllib3 spends 0.45 ms of Python more on an exchange, nearly as much as a spectrum takes
+to be received, verified and written: with it 2000 spectra come at 60 % of curl's rate
+where an answer takes 5 ms, with this at 77 %; from 20 ms on they are equals. This knows
+what a client of files needs and no more: answers framed by a length, by chunks or by
+the connection's end (RFC 9112), proxies, tunnels. What it doesn't understand ends the
+connection, so that the rest of one answer can never be taken for the next.
 """
 
 from __future__ import annotations
