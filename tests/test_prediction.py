@@ -218,6 +218,7 @@ def masked(share):
         (Flag.NOT_A_STAR, {"CLASS": "GALAXY"}),
         (Flag.PARTIAL_COVERAGE, {"size": 300}),
         (Flag.MASKED_PIXELS, {"ivar": masked(0.4)}),
+        (Flag.UNLIKE_TRAINING, {"ivar": masked(0.7)}),
         (Flag.UNLIKE_TRAINING, {"flux": 50 + 50 * np.sin(np.arange(400) / 3)}),
     ],
     ids=lambda value: value.name if isinstance(value, Flag) else "-".join(value),
