@@ -1,10 +1,10 @@
 """Runs that meet what clusters do to them: what they cost, and that nothing is lost.
 
     python tests/benchmarks/survival.py DIRECTORY -m MODEL [--counts 10000 100000]
-        [--only inputs latency killed full]
+        [--share 0.1] [--only inputs latency killed full]
 
 DIRECTORY holds LAMOST spectra, ``.fits.gz``. ``inputs``: so many hard links to them, a
-tenth of them to files broken in twenty ways, through `stellar predict`: every broken
+share of them to files broken in twenty ways, through `stellar predict`: every broken
 file has to be a row with a flag and a reason, every whole one has values; printed are
 the processor time per file and the memory of the largest process. ``latency``: 2000
 files on a disk whose every open and read waits, as NFS over a busy network does, with
@@ -31,7 +31,6 @@ from pathlib import Path
 from stellarcli import catalog
 
 EACH = 20  # different files of a kind
-SHARE = 10  # one in so many is broken
 WAIT = 0.01  # s; of every open and every read
 FAILED = 0b11  # flags of rows without values: unreadable, no coverage
 SLOW = f"""
@@ -61,6 +60,7 @@ def main() -> None:
     parser.add_argument("-m", "--model", default="default")
     parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--share", type=float, default=0.1, help="of broken inputs")
     parser.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS))
     options = parser.parse_args()
     sources = [str(path.resolve()) for path in sorted(options.directory.glob("*.gz"))]
@@ -145,8 +145,8 @@ def broken(sources: list[str]) -> dict[str, list[str]]:
 
 
 def linked(
-    root: str, count: int, sources: list[str], bad: dict[str, list[str]]
-) -> dict:
+    root: str, count: int, share: float, sources: list[str], bad: dict[str, list[str]]
+) -> dict[str, str]:
     """Fill a directory; the kind of every broken file by its path."""
     kinds = {}
     choices = [(kind, path) for kind, paths in bad.items() for path in paths]
@@ -154,7 +154,7 @@ def linked(
         path = f"{root}/{n // 1000:03d}/{n:06d}.fits.gz"
         if n % 1000 == 0:
             os.makedirs(os.path.dirname(path))
-        if n % SHARE:
+        if int((n + 1) * share) == int(n * share):
             os.link(sources[n % len(sources)], path)
             continue
         kinds[path], source = random.choice([*choices, ("dangling link", "")])
@@ -163,12 +163,12 @@ def linked(
 
 
 def inputs(sources: list[str], options: argparse.Namespace) -> None:
-    """Predict many files, a tenth of them broken."""
+    """Predict many files, some of them broken."""
     random.seed(1)
     bad = broken(sources)
     for count in options.counts:
         root = f"in{count}"
-        kinds = linked(root, count, sources, bad)
+        kinds = linked(root, count, options.share, sources, bad)
         before = _cpu()
         status, errors, memory = stellar(
             *("predict", root, "-m", options.model, "-j", options.workers),
