@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stellarcli import __version__, catalog, checkpoint, prediction
+from stellarcli import __version__, catalog, checkpoint, prediction, preparation
 from stellarcli.errors import StellarError, UsageError
 from stellarcli.inputs import Task
 from stellarcli.parallel import AHEAD, keep_freed_memory
@@ -153,7 +153,7 @@ def _ordered(client: Client, jobs: Iterator[Job]) -> Iterator[prediction.Result]
             yield _received(*waiting.popleft())
     except KilledWorker:
         raise StellarError(
-            f"several workers of the cluster died over the same {prediction.CHUNK} "
+            f"several workers of the cluster died over the same {preparation.CHUNK} "
             "spectra, most likely for want of memory. Give them more; with --resume, "
             "finished parts count."
         ) from None

@@ -92,7 +92,10 @@ def _principal(centred: np.ndarray, size: int) -> np.ndarray:
 
 def _variance(ivar: np.ndarray) -> np.ndarray:
     """Return 1/ivar, 0 where masked."""
-    return np.divide(1, ivar, out=np.zeros_like(ivar), where=ivar > 0)
+    with np.errstate(divide="ignore"):
+        variance = 1 / ivar
+    variance[~(ivar > 0)] = 0
+    return variance
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
@@ -127,14 +130,18 @@ def score(
         its threshold: above 1 is unlike.
     """
     model = {name: values.astype(np.float32) for name, values in model.items()}
-    good = ivar > 0
-    centred = np.where(good, flux - model["mean"], 0)
+    bad = ~(ivar > 0)
+    centred = flux - model["mean"]
+    centred[bad] = 0
     components = model["components"]
     coefficients = centred @ components.T
-    residual = np.where(good, centred - coefficients @ components, 0)
+    residual = centred
+    residual -= coefficients @ components
+    residual[bad] = 0
     noise = _variance(ivar)
-    expected = np.where(good, noise + model["floor"], 0).sum(axis=1)
-    surplus = np.sqrt(np.square(residual).sum(axis=1) / np.maximum(expected, 1e-12))
+    expected = noise.sum(axis=1) + (~bad).astype(np.float32) @ model["floor"]
+    squares = np.einsum("ij,ij->i", residual, residual)
+    surplus = np.sqrt(squares / np.maximum(expected, 1e-12))
     offset = coefficients - model["center"]
     # more noise than in training widens the coefficients: allow for it
     more = np.maximum(noise.mean(axis=1) - model.get("noise", 0), 0)

@@ -44,10 +44,9 @@ from stellarcli.inputs import Task
 from stellarcli.labels import SUBTYPE
 from stellarcli.parallel import ordered_map
 from stellarcli.parts import Parts
-from stellarcli.preparation import CHUNK, Chunk
+from stellarcli.preparation import Chunk
 from stellarcli.preprocess import Recipe
 from stellarcli.runs import Run, Summary
-from stellarcli.velocity import Source
 
 PART = 16  # tasks per part: what an interrupted run loses at most
 DISAGREEMENT = 1.5  # spread of an ensemble's values over their predicted error
@@ -164,7 +163,8 @@ class Predictor:
             bands, size = model.recipe.images
             shape = (len(bands), size, size)
         return feeding.made_up(
-            *(self.inputs, CHUNK, model.pixels, model.wavelength, len(self.extra)),
+            *(self.inputs, preparation.CHUNK, model.pixels, model.wavelength),
+            len(self.extra),
             image_shape=shape,
         )
 
@@ -231,7 +231,7 @@ class Predictor:
         feed = {"flux": flux, "ivar": ivar, **others}
         feed = {name: feed[name] for name in self.inputs}
         count = len(feed[self.inputs[0]])
-        tensors = feeding.tensors(feeding.padded(feed, CHUNK), self.device)
+        tensors = feeding.tensors(feeding.padded(feed, preparation.CHUNK), self.device)
         tensors = [tensors[name] for name in self.inputs]
         outputs = []
         with without_denormals(), torch.random.fork_rng(enabled=bool(self.dropout)):
@@ -364,7 +364,7 @@ def _predict(
     model = predictor.model
     _check_images(predictor, tasks, run, note)
     run = replace(run, rv=run.rv or model.velocities)
-    _source(run.rv)
+    runs.velocities(run.rv)
     digest = runs.digest_of(model, tasks, run)
     continues = run.resume or run.shard is not None
     if continues and (finished := runs.finished(target, digest, tasks, model)):
@@ -375,7 +375,7 @@ def _predict(
             "--overwrite to replace it, or another name."
         )
     parts = Parts(target, digest, -(-len(tasks) // PART))
-    runs.settle_with_others(parts, run, overwrite, PART * CHUNK, note)
+    runs.settle_with_others(parts, run, overwrite, PART * preparation.CHUNK, note)
     header = _header(model, digest)
     try:
         parts.begin([asdict(column) for column in predictor.columns], header)
@@ -450,50 +450,59 @@ def predictor_of(run: Run) -> Predictor:
     return _predictor(run.model, run.device, run.precision, velocity, run.dropout)
 
 
-@lru_cache(maxsize=1)
-def _source(rv: str) -> Source:
-    """Read a catalogue of velocities once per process."""
-    return Source.of(rv)
+# chunks that were ready before the workers were forked, who so get them for nothing
+_early: dict[Task, Chunk] = {}
 
 
 def work(task: Task, run: Run) -> Result:
     """Prepare and predict one task, in a worker."""
     predictor = predictor_of(run)
-    chunk = _prepare(task, predictor.model.recipe, predictor.inputs, run)
+    chunk = _prepare(task, run, predictor.model.recipe, predictor.inputs)
     return _infer(predictor, chunk)
 
 
-def _prepare(task: Task, recipe: Recipe, inputs: tuple[str, ...], run: Run) -> Chunk:
-    return preparation.run(
-        task,
-        recipe,
-        exposures=run.exposures,
-        velocities=_source(run.rv),
-        inputs=inputs,
-        images=run.images,
-    )
+def _prepare(task: Task, run: Run, recipe: Recipe, inputs: tuple[str, ...]) -> Chunk:
+    chunk = _early.pop(task, None)
+    return chunk or runs.prepare(task, run, recipe, inputs)
 
 
 def _infer(predictor: Predictor, chunk: Chunk) -> Result:
     begin = time.perf_counter()
     # single exposures can make a chunk longer than its task
-    rows = np.concatenate([predictor(piece) for piece in chunk.pieces(CHUNK)])
+    pieces = chunk.pieces(preparation.CHUNK)
+    rows = np.concatenate([predictor(piece) for piece in pieces])
     seconds = {**chunk.seconds, "network": time.perf_counter() - begin}
     return rows, chunk.reasons, seconds
 
 
-def results(tasks: Sequence[Task], run: Run) -> Iterator[Result]:
-    """Yield the rows of each task, in order: with the processes of this machine."""
-    if run.device == "cpu":
-        yield from ordered_map(partial(work, run=run), tasks, run.workers)
-        return
-    # workers read and prepare; this process feeds the device
-    predictor = predictor_of(run)
-    prepare = partial(
-        _prepare, recipe=predictor.model.recipe, inputs=predictor.inputs, run=run
-    )
-    for chunk in ordered_map(prepare, tasks, run.workers):
-        yield _infer(predictor, chunk)
+def results(
+    tasks: Sequence[Task],
+    run: Run,
+    ready: Callable[[], dict[Task, Chunk]] = dict,
+) -> Iterator[Result]:
+    """Yield the rows of each task, in order: with the processes of this machine.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    run : Run
+    ready : callable
+        Gives the chunks of tasks that are prepared already; asked when work begins.
+    """
+    _early.update(ready())
+    try:
+        if run.device == "cpu":
+            yield from ordered_map(partial(work, run=run), tasks, run.workers)
+            return
+        # workers read and prepare; this process feeds the device
+        predictor = predictor_of(run)
+        prepare = partial(
+            _prepare, run=run, recipe=predictor.model.recipe, inputs=predictor.inputs
+        )
+        for chunk in ordered_map(prepare, tasks, run.workers):
+            yield _infer(predictor, chunk)
+    finally:
+        _early.clear()
 
 
 def _make(

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from stellarcli import __version__, catalog, checkpoint
+from stellarcli import __version__, catalog, checkpoint, feeding, preparation
 from stellarcli.catalog import BAD, FAILED, Flag
 from stellarcli.checkpoint import Model
 from stellarcli.errors import OutputExistsError, UsageError
 from stellarcli.inputs import Task
 from stellarcli.parallel import available_cores
 from stellarcli.parts import Parts, count_finished
+from stellarcli.preparation import Chunk
 from stellarcli.prepared import EXTENSION
-from stellarcli.velocity import SOURCES
+from stellarcli.preprocess import Recipe
+from stellarcli.velocity import SOURCES, Source
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,36 @@ class Run:
     workers: int = field(default_factory=available_cores)
     shard: tuple[int, int] | None = None
     resume: bool = False
+
+
+def prepare(
+    task: Task, run: Run, recipe: Recipe, inputs: Sequence[str] = feeding.SPECTRUM
+) -> Chunk:
+    """Prepare a task of a run; as `preparation.run`.
+
+    Parameters
+    ----------
+    task : Task
+    run : Run
+        Whose `rv` says where velocities are from.
+    recipe : Recipe
+    inputs : sequence of str
+        What the network is fed.
+    """
+    return preparation.run(
+        task,
+        recipe,
+        exposures=run.exposures,
+        velocities=velocities(run.rv),
+        inputs=inputs,
+        images=run.images,
+    )
+
+
+@lru_cache(maxsize=1)
+def velocities(rv: str) -> Source:
+    """Read a catalogue of velocities once per process."""
+    return Source.of(rv)
 
 
 @dataclass

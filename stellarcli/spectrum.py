@@ -128,19 +128,21 @@ class Spectrum:
         segments = self.segments or ((0, size),)
         for start, stop in segments:
             part = wavelength[start:stop]
-            if not (
-                part[0] > 0 and np.isfinite(part[-1]) and (np.diff(part) > 0).all()
-            ):
+            if not (part[0] > 0 and part[-1] < np.inf and (part[1:] > part[:-1]).all()):
                 raise SpectrumError("wavelengths are not finite, positive, increasing")
-        no_ivar = ~((ivar > 0) & (ivar < np.inf))
-        no_flux = ~np.isfinite(flux)
-        filled = (flux == 0) & no_ivar
-        mask |= no_ivar * np.uint8(PixelMask.NO_IVAR)
-        mask |= filled * np.uint8(PixelMask.FILLED)
-        if no_flux.any():
-            mask |= no_flux * np.uint8(PixelMask.NO_FLUX)
-            flux[no_flux] = 0
-        np.copyto(ivar, 0, where=mask != 0)
+        unknown = ivar > 0
+        unknown &= ivar < np.inf
+        np.logical_not(unknown, out=unknown)
+        filled = flux == 0
+        filled &= unknown
+        # a truth value is a byte of 0 or 1
+        mask |= unknown.view(np.uint8) * np.uint8(PixelMask.NO_IVAR)
+        mask |= filled.view(np.uint8) * np.uint8(PixelMask.FILLED)
+        finite = np.isfinite(flux)
+        if not finite.all():
+            mask |= ~finite * np.uint8(PixelMask.NO_FLUX)
+            flux[~finite] = 0
+        ivar[mask != 0] = 0
         for array in (wavelength, flux, ivar, mask):
             array.flags.writeable = False
         object.__setattr__(self, "wavelength", wavelength)

@@ -25,7 +25,7 @@ dataset
 models
 checkpoint folding
 calibration figures archives runs
-curves fitting
+curves fitting headstart
 training prediction simulation architectures
 sweep planning cluster merging explanation
 comparison crossfit

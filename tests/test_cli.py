@@ -14,7 +14,7 @@ from conftest import program
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from stellarcli import __version__, catalog
+from stellarcli import __version__, catalog, models
 from stellarcli.cli import app
 from stellarcli.cli.reporting import command_line, printable
 
@@ -35,6 +35,11 @@ def test_every_command_has_help_with_examples(stellar, path):
     if path and not done.out.count(b"COMMAND"):
         assert b"stellar " in done.out.split(b"Examples", 1)[1]
     assert max(map(len, done.out.decode().splitlines())) <= 100
+
+
+def test_the_help_of_train_names_every_network(stellar):
+    words = set(re.findall(r"\w+", stellar("train", "--help").out.decode()))
+    assert set(models.MODELS) <= words
 
 
 def test_version(stellar):

@@ -40,11 +40,11 @@ def stars(tmp_path_factory):
 @pytest.fixture(scope="module")
 def predicted(stars, tmp_path_factory):
     """Catalogue of those files, made without any option."""
-    from stellarcli import inputs, prediction
+    from stellarcli import inputs, prediction, preparation
 
     target = str(tmp_path_factory.mktemp("out") / "mrs.fits")
     paths = inputs.expand([str(stars[0])], target, print)
-    tasks = list(inputs.tasks(paths, prediction.CHUNK))
+    tasks = list(inputs.tasks(paths, preparation.CHUNK))
     prediction.predict(tasks, target, prediction.Run(model="mrs-sim", workers=1))
     return catalog.read(target).rows
 

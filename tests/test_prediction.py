@@ -537,16 +537,16 @@ def test_a_closed_pipe_says_nothing(stars, model):
 
 # ------------------------------------------------------------ resume, shards, workers
 
-SMALL = "prediction.PART = 1; prediction.CHUNK = 2"
+SMALL = "prediction.PART = 1; preparation.CHUNK = 2"
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
     """Parts of two spectra, so that few files make many parts."""
-    from stellarcli import prediction
+    from stellarcli import prediction, preparation
 
     monkeypatch.setattr(prediction, "PART", 1)
-    monkeypatch.setattr(prediction, "CHUNK", 2)
+    monkeypatch.setattr(preparation, "CHUNK", 2)
 
 
 @pytest.fixture

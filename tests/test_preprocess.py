@@ -16,6 +16,7 @@ from stellarcli import preprocess
 from stellarcli.errors import UsageError
 from stellarcli.preprocess import RECIPES, STEPS, Batch, Recipe, Step, fold, unfold
 from stellarcli.preprocess import continuum as continua
+from stellarcli.preprocess import wavelength as wavelengths
 from stellarcli.preprocess.fold import check_shape
 from stellarcli.preprocess.wavelength import (
     SHARE,
@@ -192,6 +193,24 @@ def test_bridge_does_not_cross_segments():
     assert batch.flux[0, 10] == 5.0
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_bridge_is_linear_interpolation_within_each_segment(seed):
+    random = np.random.default_rng(seed)
+    flux = random.normal(size=(4, 30)).astype(np.float32)
+    mask = (random.random(flux.shape) < random.random()).astype(np.uint8)
+    segments = ((0, 13), (13, 30)) if seed % 2 else ((0, 28),)
+    mask[:, segments[-1][1] :] = PixelMask.OUTSIDE  # padding
+    batch = Batch(np.arange(30.0), flux, flux * 0, mask, np.zeros(4), (segments,))
+    expected = flux.copy()
+    for row in range(4):
+        for start, stop in segments:
+            good = start + np.flatnonzero(mask[row, start:stop] == 0)
+            if good.size:
+                pixels = np.arange(start, stop)
+                expected[row, start:stop] = np.interp(pixels, good, flux[row, good])
+    assert np.allclose(bridge(batch).flux, expected, atol=1e-6)
+
+
 def test_bridge_leaves_a_spectrum_without_good_pixels():
     batch = flat(np.arange(9) + 4000, np.arange(9), mask=np.ones(9))
     np.testing.assert_array_equal(bridge(batch).flux, batch.flux)
@@ -212,6 +231,32 @@ def test_spline_is_the_cubic_spline(seed):
 def test_spline_goes_through_the_pixels():
     values = np.random.default_rng(0).normal(0, 1, 50).astype(np.float32)
     np.testing.assert_allclose(spline(values, np.arange(50.0)), values, atol=1e-6)
+
+
+def test_a_shift_of_equal_pixels_is_that_spline_too(monkeypatch):
+    """As LAMOST's pixels are those of the grid, moved; one spectrum's are not."""
+    random = np.random.default_rng(3)
+    spectra = []
+    for velocity in (-310.0, -0.2, 0.0, 14.7, 250.0):
+        mask = (random.random(3909) < 0.02) * np.uint8(PixelMask.SURVEY)
+        grid = log_grid().astype(np.float32)
+        spectra.append(star(grid.astype(float), velocity, mask=mask))
+    spectra.append(star(np.linspace(3700, 9100, 3909), 30.0))
+    batch = rest_frame(bridge(batch_of(*spectra)))
+    grids = [{"kind": "log10", "start": 3850.0, "step": 1e-4, "pixels": 2816}]
+    fast = resample(batch, grids=grids)
+    shifts = wavelengths._shifts(batch, range(6), fast.wavelength)
+    assert shifts[0].tolist() == [0, 1, 2, 3, 4]
+    nothing = (np.array([], dtype=int),) * 3
+    monkeypatch.setattr(wavelengths, "_shifts", lambda *_: nothing)
+    slow = resample(batch, grids=grids)
+    assert np.array_equal(fast.mask, slow.mask)
+    good = slow.good
+    noise = 1 / np.sqrt(slow.ivar[good])
+    # a thousandth of a pixel, where the lines are steepest
+    assert np.abs(fast.flux - slow.flux)[good].max() < 0.05 * noise.min()
+    assert np.allclose(fast.ivar, slow.ivar, rtol=5e-3)
+    assert np.array_equal(fast.flux[5], slow.flux[5])
 
 
 def test_resampling_onto_the_same_pixels_changes_nothing():

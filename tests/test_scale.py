@@ -17,7 +17,7 @@ from stellarcli import catalog, claims
 from stellarcli.claims import claimed, lock_of
 from stellarcli.errors import OutputBusyError
 
-SMALL = "prediction.PART = 1; prediction.CHUNK = 2"
+SMALL = "prediction.PART = 1; preparation.CHUNK = 2"
 
 
 @pytest.fixture
@@ -32,10 +32,10 @@ def many(stars, here):
 @pytest.fixture
 def whole(stellar, many, model, monkeypatch):
     """Rows of the table that one process writes."""
-    from stellarcli import prediction
+    from stellarcli import prediction, preparation
 
     monkeypatch.setattr(prediction, "PART", 1)
-    monkeypatch.setattr(prediction, "CHUNK", 2)
+    monkeypatch.setattr(preparation, "CHUNK", 2)
     assert stellar("predict", *many, "-o", "whole.fits", "-m", model).status == 3
     return catalog.read("whole.fits")
 
@@ -209,7 +209,7 @@ def test_what_does_not_merge(stellar, many, model, whole, words, message):
 # or on a slow machine they may be done before it has begun
 PRELOAD = f"""
 import os, signal, time
-from stellarcli import prediction
+from stellarcli import prediction, preparation
 {SMALL}
 def dying(*arguments, work=prediction.work, done=[]):
     done.append(1)

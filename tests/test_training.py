@@ -541,6 +541,15 @@ def test_too_few_spectra_for_the_processes():
 # ------------------------------------------------------------------------------ sweeps
 
 
+def test_a_grid_of_one_value_is_a_grid(here, table, stellar):
+    words = [*trainingtables.options(epochs=1), "--grid", "noise=0.5"]
+    done = stellar("train", table, "-o", "g.safetensors", *words)
+    assert done.status == 0, done.err
+    assert catalog.read("g.runs.csv").rows["noise"].tolist() == [0.5]
+    model = checkpoint.load("g.noise0.5.safetensors")
+    assert model.training["config"]["noise"] == 0.5
+
+
 def test_sweep_of_grid_and_folds(here, table, stellar):
     words = trainingtables.options(epochs=2, validation=0.3)
     grid = "network.widths=[4,8],[8,16]"

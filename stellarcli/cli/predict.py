@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -100,20 +102,14 @@ def predict(
     if json and output == "-":
         raise UsageError("--json and -o - both want standard output; name a file.")
 
-    from stellarcli import (
-        catalog,
-        cluster,
-        devices,
-        inputs,
-        merging,
-        parallel,
-        prediction,
-        provenance,
-    )
+    from stellarcli import catalog, inputs, parallel, preparation, provenance, runs
+    from stellarcli.headstart import HeadStart
     from stellarcli.parts import parse_shard
 
     facts = provenance.cards(command_line())
     if merge:
+        from stellarcli import merging
+
         if dask or resume or shard is not None:
             raise UsageError(
                 "--merge only puts parts together; leave --dask, --resume and --shard "
@@ -121,32 +117,42 @@ def predict(
             )
         summary = merging.merge(paths, output, overwrite=overwrite, cards=facts)
     else:
-        run = prediction.Run(
+        run = runs.Run(
             model=model,
-            device=devices.choose_device("cpu" if dask else device),
-            precision=prediction.check_precision(precision),
             exposures=exposures,
             rv=rv,
             images=images or "",
-            dropout=prediction.check_dropout(dropout),
             workers=parallel.check_workers(workers),
             shard=parse_shard(shard),
             resume=resume,
         )
         catalog.check_output(output, overwrite or resume or shard is not None)
         found = inputs.expand(paths, output, sayer(quiet))
-        tasks = list(inputs.tasks(found, prediction.CHUNK))
-        with progress(sum(map(len, tasks)), "spectra", quiet) as bar:
-            summary = prediction.predict(
-                tasks,
-                output,
+        tasks = list(inputs.tasks(found, preparation.CHUNK))
+        # finished parts need no start, and a cluster has its own
+        whole = not (dask or resume or shard)
+        with HeadStart(tasks if whole else [], run) as head:
+            from stellarcli import cluster, devices, prediction
+
+            run = replace(
                 run,
-                overwrite=overwrite,
-                cards=facts,
-                progress=bar.update,
-                note=sayer(quiet),
-                compute=cluster.results(dask) if dask else None,
+                device=devices.choose_device("cpu" if dask else device),
+                precision=prediction.check_precision(precision),
+                dropout=prediction.check_dropout(dropout),
             )
+            with progress(sum(map(len, tasks)), "spectra", quiet) as bar:
+                summary = prediction.predict(
+                    tasks,
+                    output,
+                    run,
+                    overwrite=overwrite,
+                    cards=facts,
+                    progress=bar.update,
+                    note=sayer(quiet),
+                    compute=cluster.results(dask)
+                    if dask
+                    else partial(prediction.results, ready=head.ready),
+                )
     report_reasons(summary.reasons, log, quiet)
     if not quiet:
         _report(summary, output, verbose)

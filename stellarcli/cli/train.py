@@ -52,7 +52,9 @@ def train(
             "-m",
             metavar="NAME",
             help="Architecture: resnet1d, resnetfit, scanet, mkresnet, rdn, resnet, "
-            "densenet, starnet, spectrafm, perceptron; or ridge, neighbours, gp, "
+            "densenet, starnet, spectrafm, perceptron; spfusion, which takes images "
+            "too, and what it is compared with, convnext1d, racnet, sscnn on spectra, "
+            "resnet10t, convnextpico, metaformer on images; or ridge, neighbours, gp, "
             "kernel, adaboost, kmeans, which are computed in one go.",
         ),
     ] = None,
@@ -255,7 +257,7 @@ def train(
             if world.first and not quiet:
                 _summarise(trained, target_path)
             return
-        if len(runs) > 1:
+        if any(run.varied for run in runs):
             outcomes = sweep.run(
                 runs, paths, target_path, report=report, world=world, **common
             )

@@ -143,8 +143,11 @@ class PhotometricExtractor(nn.Module):
         """(star, band, row, column) to (star, channel, 1, position)."""
         x = images.to(self.linear.weight.dtype)
         x = self.block(self.stem(x.contiguous(memory_format=torch.channels_last)))
-        x = self.project(x).flatten(2)  # (star, channel, row * column)
-        return self.linear(functional.gelu(x))[:, :, None]
+        # (star, row * column, channel): as it lies in memory, which saves a copy
+        x = functional.gelu(self.project(x).permute(0, 2, 3, 1).flatten(1, 2))
+        weight = self.linear.weight.expand(len(x), -1, -1)
+        x = torch.baddbmm(self.linear.bias[:, None], weight, x)
+        return x.mT[:, :, None]
 
 
 class StarFusion(nn.Module):

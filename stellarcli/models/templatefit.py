@@ -274,7 +274,7 @@ class TemplateFit(Given):
         """
         _, moments, products = self._tables(weight.shape[1], weight.device)
         size = self.degree + 1
-        normal = (weight.double() @ moments).float() @ products
+        normal = (weight @ moments) @ products
         normal = normal.unflatten(1, (size, size)).double()
         normal.diagonal(dim1=1, dim2=2).mul_(1 + 1e-5).add_(PRIOR)
         return torch.linalg.cholesky_ex(normal)[0]
@@ -291,7 +291,7 @@ class TemplateFit(Given):
             products = moments.T @ pairs.reshape(width, -1) / width
             self.tables = (
                 torch.tensor(orthogonal, dtype=torch.float32, device=device),
-                torch.tensor(moments, device=device),
+                torch.tensor(moments, dtype=torch.float32, device=device),
                 torch.tensor(products, dtype=torch.float32, device=device),
             )
         return self.tables

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from stellarcli.preprocess.batch import Batch
 from stellarcli.spectrum import SPEED_OF_LIGHT, PixelMask
 
 ALIKE = 1e-5  # in ln λ: wavelengths that one smoothing serves
+BLOCKS = 6  # that a smoothing is done in
 ROUNDING = 1e-5  # of the level; float32's digits are no scatter to clip at
 FLOOR = 1e-3  # of the spectrum's mean; a continuum below it is no continuum
 
@@ -154,8 +156,8 @@ def continuum_smooth(
     continuum = np.ones_like(batch.flux)
     if batch.common_grid and velocity is None:
         for start, stop in batch.segments_of(0):
-            matrices = _smoothing(batch.wavelength[start:stop].tobytes(), width)
-            _smooth(batch, continuum, slice(None), slice(start, stop), matrices)
+            blocks = _smoothing(batch.wavelength[start:stop].tobytes(), width)
+            _smooth(batch, continuum, slice(None), slice(start, stop), blocks)
         return continuum
     if velocity is None:
         raise UsageError(
@@ -166,8 +168,8 @@ def continuum_smooth(
         grid = np.log(np.atleast_2d(batch.wavelength)[:, pixels])
         grid = np.broadcast_to(grid, (len(batch), grid.shape[1]))[rows]
         for members, distance in _alike(grid - grid[:, :1]):
-            matrices = _smoothing(distance.tobytes(), velocity / SPEED_OF_LIGHT)
-            _smooth(batch, continuum, rows[members], pixels, matrices)
+            blocks = _smoothing(distance.tobytes(), velocity / SPEED_OF_LIGHT)
+            _smooth(batch, continuum, rows[members], pixels, blocks)
     return continuum
 
 
@@ -176,16 +178,20 @@ def _smooth(
     continuum: np.ndarray,
     rows: np.ndarray | slice,
     pixels: slice,
-    matrices: tuple[np.ndarray, np.ndarray],
+    blocks: list[Block],
 ) -> None:
-    """Smooth one segment of some spectra with matrices of `_smoothing`."""
-    spread, gather = matrices
+    """Smooth one segment of some spectra with blocks of `_smoothing`."""
     weight = batch.good[rows, pixels].astype(np.float32)
-    total = (weight @ spread) @ gather
-    smooth = ((weight * batch.flux[rows, pixels]) @ spread) @ gather
-    continuum[rows, pixels] = np.divide(
-        smooth, total, out=np.zeros_like(smooth), where=total > 1e-6
-    )
+    both = np.concatenate([weight, weight * batch.flux[rows, pixels]])
+    knots = np.zeros((len(both), blocks[-1].wide.stop), dtype=np.float32)
+    for block in blocks:
+        knots[:, block.wide] += both[:, block.pixels] @ block.spread
+    result = np.zeros_like(weight)
+    for block in blocks:
+        total, smooth = np.split(knots[:, block.near] @ block.gather, 2)
+        out = result[:, block.pixels]
+        np.divide(smooth, total, out=out, where=total > 1e-6)
+    continuum[rows, pixels] = result
 
 
 def _alike(distance: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -202,8 +208,27 @@ def _alike(distance: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         left = left[~same]
 
 
+class Block(NamedTuple):
+    """Some pixels of a smoothing and the knots that have to do with them.
+
+    Attributes
+    ----------
+    pixels, wide, near : slice
+        Of the pixels; of the knots within the Gaussian's reach; of those around.
+    spread : ndarray of float32, shape (pixel, wide knot)
+    gather : ndarray of float32, shape (near knot, pixel)
+        Linear interpolation between the knots.
+    """
+
+    pixels: slice
+    wide: slice
+    near: slice
+    spread: np.ndarray
+    gather: np.ndarray
+
+
 @lru_cache(maxsize=8)
-def _smoothing(grid: bytes, width: float) -> tuple[np.ndarray, np.ndarray]:
+def _smoothing(grid: bytes, width: float) -> list[Block]:
     """Gaussian smoothing by way of knots, a quarter of its width apart.
 
     Parameters
@@ -215,9 +240,8 @@ def _smoothing(grid: bytes, width: float) -> tuple[np.ndarray, np.ndarray]:
 
     Returns
     -------
-    spread : ndarray of float32, shape (pixel, knot)
-    gather : ndarray of float32, shape (knot, pixel)
-        Linear interpolation between the knots.
+    list of Block
+        In order; most of the whole matrices would be zeros.
     """
     wavelength = np.frombuffer(grid)
     count = max(3, int(np.ptp(wavelength) / (0.25 * width)) + 2)
@@ -225,7 +249,22 @@ def _smoothing(grid: bytes, width: float) -> tuple[np.ndarray, np.ndarray]:
     spread = np.exp(-0.5 * np.square((wavelength[:, None] - knots) / width))
     spread[spread < 1e-6] = 0  # float32's denormal numbers would cost a factor 15
     gather = np.array([np.interp(wavelength, knots, row) for row in np.eye(count)])
-    return spread.astype(np.float32), gather.astype(np.float32)
+    blocks = []
+    step = -(-wavelength.size // BLOCKS)
+    for start in range(0, wavelength.size, step):
+        pixels = slice(start, min(start + step, wavelength.size))
+        wide = _extent(spread[pixels].any(axis=0))
+        near = _extent(gather[:, pixels].any(axis=1))
+        matrices = spread[pixels, wide], gather[near, pixels]
+        matrices = [np.ascontiguousarray(m, dtype=np.float32) for m in matrices]
+        blocks.append(Block(pixels, wide, near, *matrices))
+    return blocks
+
+
+def _extent(flags: np.ndarray) -> slice:
+    """From the first to the last that is set."""
+    places = np.flatnonzero(flags)
+    return slice(places[0], places[-1] + 1)
 
 
 def continuum_quantile(

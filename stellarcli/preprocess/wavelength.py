@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -20,6 +21,9 @@ REACH = sum(DOUBLINGS)  # pixels
 CARDINAL = np.sqrt(3) * POLE ** np.abs(np.arange(-REACH, REACH + 1))
 MOST_PIXELS = 100_000  # of a grid
 MOST_GRIDS = 64
+MARGIN = REACH + 3  # pixels beyond a grid that its spline needs
+TOGETHER = 64  # spectra; bounds memory
+STEADY = 1e-3  # pixel that distances may differ by: twice what float32 wavelengths do
 SHARE = 0.2  # an output pixel is masked if a masked one has more than this weight in it
 
 
@@ -86,15 +90,30 @@ def bridge(batch: Batch) -> Batch:
     spline or a convolution isn't dragged to a filler. Behind the last good pixel the
     flux is held constant; nothing is bridged across the border of two segments.
     """
-    flux = batch.flux.copy()
-    bad = batch.mask != 0
-    for row in np.flatnonzero(bad.any(axis=1)):
+    pixels = batch.flux.shape[1]
+    # of all spectra one behind the other, the pixels that a segment begins or ends at
+    border = np.zeros(batch.flux.size + 1, dtype=bool)
+    border[::pixels] = True
+    for row in range(len(batch)):
         for start, stop in batch.segments_of(row):
-            holes = start + np.flatnonzero(bad[row, start:stop])
-            good = start + np.flatnonzero(~bad[row, start:stop])
-            if holes.size and good.size:
-                flux[row, holes] = np.interp(holes, good, flux[row, good])
-    return batch.with_flux(flux)
+            border[row * pixels + start] = border[row * pixels + stop] = True
+    holes = np.flatnonzero(batch.mask != 0)
+    if not holes.size:
+        return batch
+    first = np.flatnonzero(border[holes] | (np.diff(holes, prepend=-2) > 1))
+    count = np.diff(first, append=holes.size)  # of holes in each run
+    left = holes[first] - 1
+    right = left + count + 1
+    ends = border[left + 1], border[right]
+    left, right = np.where(ends[0], right, left), np.where(ends[1], left, right)
+    known = ~(ends[0] & ends[1])
+    holes = holes[known.repeat(count)]
+    left, right, count = left[known], right[known], count[known]
+    flux = batch.flux.copy().ravel()
+    low = flux[left].astype(np.float64)
+    slope = (flux[right] - low) / np.maximum(right - left, 1)
+    flux[holes] = low.repeat(count) + slope.repeat(count) * (holes - left.repeat(count))
+    return batch.with_flux(flux.reshape(batch.flux.shape))
 
 
 def keep_ranges(batch: Batch, *, ranges: list[list[float]]) -> Batch:
@@ -209,46 +228,135 @@ def resample(batch: Batch, *, grids: list[dict]) -> Batch:
     """
     grid, segments = join_grids(grids)
     shape = (len(batch), grid.size)
-    flux = np.zeros(shape, dtype=np.float32)
-    ivar = np.zeros(shape, dtype=np.float32)
-    mask = np.full(shape, PixelMask.OUTSIDE, dtype=np.uint8)
+    result = replace(
+        batch,
+        wavelength=grid,
+        flux=np.zeros(shape, dtype=np.float32),
+        ivar=np.zeros(shape, dtype=np.float32),
+        mask=np.full(shape, PixelMask.OUTSIDE, dtype=np.uint8),
+        segments=(segments,),
+    )
     wavelength = np.broadcast_to(batch.wavelength, batch.flux.shape)
+    batch = replace(batch, wavelength=wavelength)
     beside_bad = []
-    for row in range(len(batch)):
-        pieces = batch.segments_of(row)
-        if len(pieces) > 1:
-            known = np.isfinite(wavelength[row])
-            flux[row] = np.interp(grid, wavelength[row, known], batch.flux[row, known])
-        for start, stop in pieces:
-            native = wavelength[row, start:stop]
-            inside = slice(
-                np.searchsorted(grid, native[0], side="left"),
-                np.searchsorted(grid, native[-1], side="right"),
-            )
-            target = slice(None) if len(pieces) == 1 else inside
-            position = np.interp(grid[target], native, _pixels(native.size))
-            index, fraction = _split(position, native.size)
-            flux[row, target] = _evaluate(batch.flux[row, start:stop], index, fraction)
-            if len(pieces) == 1:
-                index, fraction = index[inside], fraction[inside]
-            ivar[row, inside], rest = _propagate(
-                batch.ivar[row, start:stop], index, fraction
-            )
-            mask[row, inside] = 0
-            bad = batch.mask[row, start:stop] != 0
-            rest |= (bad[:-1] | bad[1:]).take(index)
-            places = np.flatnonzero(rest)
-            out = row * grid.size + inside.start + places
-            source = row * batch.flux.shape[1] + start + index[places]
-            beside_bad.append((out, source, fraction[places]))
+    for start in range(0, len(batch), TOGETHER):
+        rows = range(start, min(start + TOGETHER, len(batch)))
+        alike, *where = _shifts(batch, rows, grid)
+        if alike.size:
+            beside_bad.append(_shifted(batch, alike, *where, result))
+        for row in sorted({*rows} - {*alike.tolist()}):
+            beside_bad += _interpolated(batch, row, result)
     if beside_bad:
         out, *where = map(np.concatenate, zip(*beside_bad, strict=True))
-        ivar.flat[out], mask.flat[out] = _propagate_beside_bad(
+        result.ivar.flat[out], result.mask.flat[out] = _propagate_beside_bad(
             batch.ivar.ravel(), batch.mask.ravel(), *where
         )
-    return replace(
-        batch, wavelength=grid, flux=flux, ivar=ivar, mask=mask, segments=(segments,)
-    )
+    return result
+
+
+def _interpolated(batch: Batch, row: int, result: Batch) -> Iterator[tuple]:
+    """Resample one spectrum of any sampling, segment by segment, into `result`.
+
+    Yields
+    ------
+    out, source : ndarray of int, shape (sample,)
+        Samples of the raveled `result` that have a masked neighbour in the raveled
+        `batch`, and its pixel to the left.
+    fraction : ndarray of float32, shape (sample,)
+        Of a pixel, from there.
+    """
+    grid, wavelength = result.wavelength, batch.wavelength[row]
+    pieces = batch.segments_of(row)
+    if len(pieces) > 1:
+        known = np.isfinite(wavelength)
+        result.flux[row] = np.interp(grid, wavelength[known], batch.flux[row, known])
+    for start, stop in pieces:
+        native = wavelength[start:stop]
+        inside = slice(
+            np.searchsorted(grid, native[0], side="left"),
+            np.searchsorted(grid, native[-1], side="right"),
+        )
+        target = slice(None) if len(pieces) == 1 else inside
+        position = np.interp(grid[target], native, _pixels(native.size))
+        index, fraction = _split(position, native.size)
+        coefficients = _coefficients(batch.flux[row, start:stop])
+        result.flux[row, target] = _evaluate(coefficients, index, fraction)
+        if len(pieces) == 1:
+            index, fraction = index[inside], fraction[inside]
+        result.ivar[row, inside], rest = _propagate(
+            batch.ivar[row, start:stop], index, fraction
+        )
+        result.mask[row, inside] = 0
+        bad = batch.mask[row, start:stop] != 0
+        rest |= (bad[:-1] | bad[1:]).take(index)
+        places = np.flatnonzero(rest)
+        out = row * grid.size + inside.start + places
+        source = row * batch.flux.shape[1] + start + index[places]
+        yield out, source, fraction[places]
+
+
+def _shifts(
+    batch: Batch, rows: range, grid: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Spectra whose pixels all lie at one distance from those of a grid.
+
+    So it is where both are equidistant in ln λ with the same step, as in LAMOST and
+    SDSS, whatever the velocity: one number then does for all pixels.
+
+    Returns
+    -------
+    rows : ndarray of int, shape (row,)
+        Those of `rows` where it is so, and the grid is covered with some margin.
+    first : ndarray of int, shape (row,)
+        Pixel to the left of the grid's first.
+    fraction : ndarray of float32, shape (row, 1)
+        Of a pixel, from there.
+    """
+    size = grid.size
+    found, first, native = [], [], []
+    for row in rows:
+        wavelength = batch.wavelength[row]
+        left = int(wavelength.searchsorted(grid[0], side="right")) - 1
+        whole = MARGIN <= left < wavelength.size - size - MARGIN
+        if whole and len(batch.segments_of(row)) == 1:
+            found.append(row)
+            first.append(left)
+            native.append(wavelength[left : left + size + 1])
+    if not found:
+        return np.array([], dtype=int), np.array([]), np.array([])
+    native = np.array(native)
+    step = np.log(native[:, -1:] / native[:, :1]) / size
+    ratio = grid / native[:, :-1]
+    low, high = (getattr(ratio, end)(axis=1, keepdims=True) for end in ("min", "max"))
+    steady = (high - low < STEADY * step)[:, 0]
+    fraction = np.log((low + high) / 2) / step
+    fraction = fraction[steady].clip(0, 1).astype(np.float32)
+    return np.array(found)[steady], np.array(first)[steady], fraction
+
+
+def _shifted(
+    batch: Batch,
+    rows: np.ndarray,
+    first: np.ndarray,
+    fraction: np.ndarray,
+    result: Batch,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Resample spectra that are only shifted into `result`; as `_interpolated`."""
+    size = result.wavelength.size
+    near = list(zip(rows.tolist(), first.tolist(), strict=True))
+    flux = [batch.flux[row, n - MARGIN : n + size + MARGIN] for row, n in near]
+    coefficients = _filtered(np.array(flux))[:, MARGIN - 1 :]
+    result.flux[rows] = _evaluate(coefficients, slice(0, size), fraction)
+    ivar = np.array([batch.ivar[row, n : n + size + 1] for row, n in near])
+    result.ivar[rows], rest = _propagate(ivar, slice(0, size), fraction)
+    result.mask[rows] = 0
+    bad = np.array([batch.mask[row, n : n + size + 1] for row, n in near]) != 0
+    rest |= bad[:, :-1]
+    rest |= bad[:, 1:]
+    row, place = np.nonzero(rest)
+    out = rows[row] * size + place
+    source = rows[row] * batch.flux.shape[1] + first[row] + place
+    return out, source, fraction[row, 0]
 
 
 def spline(values: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -269,37 +377,50 @@ def spline(values: np.ndarray, position: np.ndarray) -> np.ndarray:
     Cubic B-splines with the prefilter of Unser (1999, IEEE Signal Processing Magazine
     16, 22); mirrored at the ends.
     """
-    return _evaluate(values, *_split(position, values.size))
+    return _evaluate(_coefficients(values), *_split(position, values.size))
 
 
 def _evaluate(
-    values: np.ndarray, index: np.ndarray, fraction: np.ndarray
+    coefficients: np.ndarray, index: np.ndarray | slice, fraction: np.ndarray
 ) -> np.ndarray:
-    """Evaluate the spline through `values` at pixels and fractions of a pixel."""
-    coefficients = _coefficients(values)
+    """Evaluate a spline at pixels and fractions of a pixel.
+
+    Parameters
+    ----------
+    coefficients : ndarray of float32, shape (…, pixel)
+        The first is that of the pixel before pixel 0.
+    index : ndarray of int, or slice
+    fraction : ndarray of float32
+    """
     weights = _b_spline(fraction)
-    total = coefficients.take(index)
-    total *= weights[0]
+    total = _at(coefficients, index) * weights[0]
     for offset in (1, 2, 3):
-        term = coefficients[offset:].take(index)
-        term *= weights[offset]
-        total += term
+        total += _at(coefficients[..., offset:], index) * weights[offset]
     return total
 
 
+def _at(values: np.ndarray, index: np.ndarray | slice) -> np.ndarray:
+    """Values at pixels; a view where these are a slice."""
+    return values[..., index] if isinstance(index, slice) else values.take(index)
+
+
 def _coefficients(values: np.ndarray) -> np.ndarray:
-    """B-spline coefficients, float32, of one pixel more than `values` on both sides.
+    """B-spline coefficients, float32, of one pixel more than `values` on both sides."""
+    return _filtered(_mirrored(values, REACH + 1))[REACH:-REACH]
+
+
+def _filtered(values: np.ndarray) -> np.ndarray:
+    """B-spline coefficients in place of values; but for `REACH` pixels at the ends.
 
     z**|k| is a filter from the left times one from the right times 1 - z², and each of
     them a product of sums of two: eight additions in place of a sum over 2 `REACH`.
     """
-    result = _mirrored(values, REACH + 1)
     for distance in DOUBLINGS:
         factor = np.float32(POLE**distance)
-        result[distance:] += factor * result[:-distance]
-        result[:-distance] += factor * result[distance:]
-    result *= np.float32(np.sqrt(3) * (1 - POLE**2))
-    return result[REACH:-REACH]
+        values[..., distance:] += factor * values[..., :-distance]
+        values[..., :-distance] += factor * values[..., distance:]
+    values *= np.float32(np.sqrt(3) * (1 - POLE**2))
+    return values
 
 
 def _mirrored(values: np.ndarray, margin: int) -> np.ndarray:
@@ -355,7 +476,7 @@ def _noise_gain() -> np.ndarray:
 
 
 def _propagate(
-    ivar: np.ndarray, index: np.ndarray, fraction: np.ndarray
+    ivar: np.ndarray, index: np.ndarray | slice, fraction: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inverse variance between the pixels `index` and `index` + 1, both of them good.
 
@@ -365,15 +486,14 @@ def _propagate(
     nonsense : ndarray of bool, shape (sample,)
         Where that is no number: inverse variances that are zero, or nearly.
     """
-    right = ivar[1:].take(index)
+    left, right = _at(ivar, index), _at(ivar[..., 1:], index)
     both = right * (1 - fraction)
-    out = ivar.take(index)
-    both += out * fraction
+    both += left * fraction
     # variance (1-t)/left + t/right, so ivar = left·right / (right·(1-t) + left·t);
     # the ratio first: for fluxes in erg/s/cm2/Å the product leaves float32's range
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        right /= both
-        out *= right
+        out = right / both
+        out *= left
     gain = _noise_gain()
     out /= gain.take((fraction * (gain.size - 1)).astype(np.intp))
     return out, ~(both > 0)

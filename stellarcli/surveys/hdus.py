@@ -128,7 +128,8 @@ def _padded(key: str) -> bytes:
 
 def parse_value(text: bytes) -> Any:
     """Value in a card's last 70 bytes; None if it is empty or no FITS value."""
-    text = text.lstrip()
+    if not text.startswith(b"'"):
+        text = text.lstrip()
     if text.startswith(b"'"):
         end = text.find(b"'", 1)
         if (
@@ -167,37 +168,17 @@ class HDU:
     """
 
     __slots__ = (
-        *("_block", "_data", "_layout", "_offset"),
+        *("_block", "_data", "_offset"),
         *("header", "kind", "name", "shape", "size"),
     )
 
     def __init__(self, block: bytes, data: bytes, offset: int):
-        self._block = block
         self._data = data
         self._offset = offset
-        self._layout = None
-        header = self.header = Header(block)
-        self.name = str(header.get("EXTNAME", "")).strip().upper()
-        axes = [_whole(header, f"NAXIS{i + 1}") for i in range(_whole(header, "NAXIS"))]
-        self.shape = tuple(axes[::-1])
-        self.size = 0
-        if axes:
-            elements = _whole(header, "PCOUNT", 0) + math.prod(axes)
-            width = abs(_whole(header, "BITPIX")) // 8
-            self.size = width * _whole(header, "GCOUNT", 1) * elements
-        extension = header.get("XTENSION", "IMAGE")
-        if extension == "BINTABLE":
-            self.kind = "table"
-            self.shape = self.shape[:1]
-            if "ZIMAGE" in header or len(axes) != 2:
-                raise UnusualFITS("compressed image")
-        elif extension == "IMAGE":
-            # NAXIS = 0 decides: LAMOST's empty primaries keep NAXIS1 and NAXIS2.
-            self.kind = "image" if axes and min(axes) > 0 else "empty"
-            if "GROUPS" in header:
-                raise UnusualFITS("random groups")
-        else:
-            raise UnusualFITS(f"extension {extension!r}")
+        # of an extension, files of one release share the header, byte for byte
+        structure = _shared_structure if block.startswith(b"XTENSION") else _structure
+        self.header, self.name, self.kind, self.shape, self.size = structure(block)
+        self._block = block
 
     @property
     def data(self) -> np.ndarray:
@@ -254,12 +235,38 @@ class HDU:
     def _columns(self) -> tuple[dict[str, Column], int]:
         if self.kind != "table":
             return {}, 0
-        if self._layout is None:
-            self._layout = table_layout(self._block)
-        return self._layout
+        return table_layout(self._block)
 
 
-@lru_cache(maxsize=64)  # files of one release share their table headers, byte for byte
+def _structure(block: bytes) -> tuple[Header, str, str, tuple[int, ...], int]:
+    """Header, name, kind, shape and size of an HDU."""
+    header = Header(block)
+    name = str(header.get("EXTNAME", "")).strip().upper()
+    axes = [_whole(header, f"NAXIS{i + 1}") for i in range(_whole(header, "NAXIS"))]
+    shape = tuple(axes[::-1])
+    size = 0
+    if axes:
+        elements = _whole(header, "PCOUNT", 0) + math.prod(axes)
+        width = abs(_whole(header, "BITPIX")) // 8
+        size = width * _whole(header, "GCOUNT", 1) * elements
+    extension = header.get("XTENSION", "IMAGE")
+    if extension == "BINTABLE":
+        if "ZIMAGE" in header or len(axes) != 2:
+            raise UnusualFITS("compressed image")
+        return header, name, "table", shape[:1], size
+    if extension != "IMAGE":
+        raise UnusualFITS(f"extension {extension!r}")
+    if "GROUPS" in header:
+        raise UnusualFITS("random groups")
+    # NAXIS = 0 decides: LAMOST's empty primaries keep NAXIS1 and NAXIS2.
+    kind = "image" if axes and min(axes) > 0 else "empty"
+    return header, name, kind, shape, size
+
+
+_shared_structure = lru_cache(maxsize=64)(_structure)
+
+
+@lru_cache(maxsize=64)
 def table_layout(block: bytes) -> tuple[dict[str, Column], int]:
     """Columns of a binary table by name, and the length of a row in bytes."""
     header = Header(block)

@@ -14,7 +14,7 @@ import fitsio
 import numpy as np
 from astropy.io import fits
 
-from stellarcli import catalog, inputs, prediction
+from stellarcli import catalog, inputs, prediction, preparation
 from stellarcli.preprocess.wavelength import air_to_vacuum
 from stellarcli.spectrum import SPEED_OF_LIGHT
 from stellarcli.surveys import medium
@@ -82,7 +82,7 @@ def main(folder: str, output: str, model: str = "mrs-sim") -> None:
         paths.append(directory / f"{name}.fits")
         write(Path(folder) / f"{name}.fits", paths[-1], number)
     table = str(directory / "catalogue.fits")
-    tasks = list(inputs.tasks(list(map(str, paths)), prediction.CHUNK))
+    tasks = list(inputs.tasks(list(map(str, paths)), preparation.CHUNK))
     run = prediction.Run(model=model, workers=1)
     prediction.predict(tasks, table, run, overwrite=True)
     rows = catalog.read(table).rows

@@ -209,7 +209,7 @@ def main() -> None:
     options = parser.parse_args()
     random.seed(options.seed)
     # many small parts and chunks: kills between and within them
-    prediction.PART, prediction.CHUNK, preparation.CHUNK = 1, 16, 16
+    prediction.PART, preparation.CHUNK = 1, 16
     assert training  # imported here, so that forks need not
     few = {}
     with tempfile.TemporaryDirectory() as folder:
