@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 256  # spectra evaluated together
 ENOUGH = 50  # validation rows to judge by; below, training rows do, optimistic as it is
+CUTS = 4  # stretches of each of them, for networks that learn from stretches, …
+SHORTEST = 0.15  # … of this share of its pixels or more
 LARGE_ERROR = 0.5  # of the training labels' spread: the spectrum says little
 REFERENCE_SNR = 50.0  # per pixel, where the error's factor is the model's error_scale
 LEAST_SPAN = 0.5  # of the rows' log S/N, for a slope with it
@@ -60,14 +62,22 @@ class Judged:
 
 @torch.no_grad()
 def predict_encoded(
-    network: nn.Module, data: Dataset, index: np.ndarray
+    network: nn.Module,
+    data: Dataset,
+    index: np.ndarray,
+    ends: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and log variance in model units, each (spectrum, label)."""
+    """Return mean and log variance in model units, each (spectrum, label).
+
+    With `ends`, (spectrum, 2), of `feeding.stretches` of the spectra.
+    """
     network.eval()
     device = next(iter(network.state_dict().values())).device
     outputs = []
     for start in range(0, max(1, len(index)), BATCH):
         feed = data.feed(index[start : start + BATCH])
+        if ends is not None:
+            feed = feeding.stretches(feed, *ends[start : start + BATCH].T)
         inputs = feeding.tensors(feed, device).values()
         outputs.append([values.float().cpu().numpy() for values in network(*inputs)])
     mean, log_variance = zip(*outputs, strict=True)
@@ -113,7 +123,7 @@ def finish(
     """
     most = novelty.rows(model.pixels)
     sample = some(data.index("train"), most)
-    held = data.index("validation")
+    held = _real(data, data.index("validation"))
     judge = held if held.size >= ENOUGH else sample
     if model.wavelength is not None:  # components of spectra need a common grid
         unlike = novelty.fit(*data.spectra(sample))
@@ -138,7 +148,9 @@ def finish(
         low, high = np.nanquantile(types, (RARE, 1 - RARE))
         model.limits["types"] = [low - TYPE_MARGIN, high + TYPE_MARGIN]
     judged = unseen or _judged(model, mean, error, data, judge)
-    calibrate(model, judged)
+    cut = not unseen and any(getattr(network, "cut", 0) for network in networks)
+    more = _stretches(model, networks, data, judge) if cut else []
+    calibrate(model, Judged.joined([judged, *more]))
     kind = "validation" if judge is held else "train"
     model.training |= {
         "judged_on": "folds" if unseen else kind,
@@ -148,6 +160,15 @@ def finish(
     if test.size:
         judged = judge_rows(model, networks, data, test)
         model.training["test_metrics"] = metrics_of(model, judged)
+
+
+def _real(data: Dataset, index: np.ndarray) -> np.ndarray:
+    """Leave simulated spectra out, where enough others are there to judge by.
+
+    What has been simulated lacks what makes errors of real spectra larger.
+    """
+    real = index[~data.simulated[index]]
+    return real if real.size >= ENOUGH else index
 
 
 def judge_rows(
@@ -167,12 +188,31 @@ def judge_rows(
     return _judged(model, mean, np.sqrt(variance), data, index)
 
 
+def _stretches(
+    model: Model, networks: list[nn.Module], data: Dataset, index: np.ndarray
+) -> list[Judged]:
+    """Predict random stretches of spectra, whose lengths are even in the logarithm.
+
+    Their errors are to be right, too, not only those of whole spectra.
+    """
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(CUTS):
+        length = SHORTEST ** rng.random(index.size)
+        low = rng.random(index.size) * (1 - length)
+        ends = np.stack([low, low + length], axis=1)
+        mean, variance = _ensemble(networks, data, index, ends)
+        found.append(_judged(model, mean, np.sqrt(variance), data, index, ends))
+    return found
+
+
 def _judged(
     model: Model,
     mean: np.ndarray,
     error: np.ndarray,
     data: Dataset,
     index: np.ndarray,
+    ends: np.ndarray | None = None,
 ) -> Judged:
     """Bring predictions from model units to those of the labels."""
     decoded = [
@@ -180,7 +220,10 @@ def _judged(
         for i, label in enumerate(model.labels)
     ]
     value, error = (np.stack(columns, axis=1) for columns in zip(*decoded, strict=True))
-    snr = signal_to_noise(data.spectra(index)[1])
+    feed = dict(zip(feeding.SPECTRUM, data.spectra(index), strict=True))
+    if ends is not None:
+        feed = feeding.stretches(feed, *ends.T)
+    snr = signal_to_noise(feed["ivar"])
     return Judged(value, error, data.labels[index], snr)
 
 
@@ -196,10 +239,13 @@ def _scores(data: Dataset, index: np.ndarray, unlike: dict) -> np.ndarray:
 
 
 def _ensemble(
-    networks: list[nn.Module], data: Dataset, index: np.ndarray
+    networks: list[nn.Module],
+    data: Dataset,
+    index: np.ndarray,
+    ends: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and variance of the ensemble, in model units."""
-    outputs = [predict_encoded(network, data, index) for network in networks]
+    outputs = [predict_encoded(network, data, index, ends) for network in networks]
     return combine(*map(list, zip(*outputs, strict=True)))
 
 

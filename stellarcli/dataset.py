@@ -116,6 +116,11 @@ class Dataset:
         """Return the spectra of one part."""
         return np.flatnonzero(self.part == part)
 
+    @property
+    def simulated(self) -> np.ndarray:
+        """Which spectra are from streams, bool (spectrum,)."""
+        return np.array([isinstance(t, Stream) for t in self.tables])[self.table]
+
     def rows(self, index: np.ndarray) -> Dataset:
         """Return some of the spectra."""
         arrays = {

@@ -100,6 +100,22 @@ def padded(feed: Feed, rows: int) -> Feed:
     return full
 
 
+def stretches(feed: Feed, low: np.ndarray, high: np.ndarray) -> Feed:
+    """Mask what lies outside a contiguous stretch of each spectrum's good pixels.
+
+    Parameters
+    ----------
+    feed : Feed
+    low, high : ndarray, shape (spectrum,)
+        Ends of the stretches, in shares of the good pixels.
+    """
+    good = feed["ivar"] > 0
+    rank = good.cumsum(axis=1) / np.maximum(good.sum(axis=1, keepdims=True), 1)
+    inside = (rank > low[:, None]) & (rank <= high[:, None])
+    ivar = np.where(inside, feed["ivar"], 0).astype(feed["ivar"].dtype)
+    return feed | {"ivar": ivar}
+
+
 def numbers(values: np.ndarray) -> np.ndarray:
     """Column of a catalogue as float32, NaN where it says that it has no value."""
     found = np.asarray(values).astype(np.float32)

@@ -3,8 +3,12 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
+import torch
+import trainingtables
 
-from stellarcli import calibration, checkpoint, labels
+from stellarcli import calibration, checkpoint, dataset, labels
+from stellarcli.settings import TrainConfig
 
 RANGES = {"teff": (4000.0, 7000.0), "logg": (1.0, 5.0)}
 ROWS = 6000
@@ -81,6 +85,49 @@ def test_beyond_the_judged_range_the_factor_stays():
     wanted = 2 * (np.array([10, 10, 50, 200, 10]) / 50) ** -0.5
     np.testing.assert_allclose(factors[:, 0], wanted)
     np.testing.assert_allclose(factors[:, 1], 1)
+
+
+class Mean(torch.nn.Module):
+    """Says that the label is the mean flux, with one error for all spectra."""
+
+    def __init__(self, cut):
+        super().__init__()
+        self.cut, self.trunk = cut, torch.nn.Identity()
+        self.one = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, flux, ivar):
+        good = ivar > 0
+        mean = torch.where(good, flux, 0).sum(1) / good.sum(1).clamp_min(1)
+        return mean[:, None], torch.full((len(mean), 1), 2 * np.log(0.01))
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.4])
+def test_networks_of_stretches_are_judged_by_stretches_too(tmp_path, cut):
+    """Half the pixels, errors 1.4 times as large: the network says nothing of it."""
+    path = trainingtables.write(tmp_path / "t.fits", size=400)
+    settings = TrainConfig.resolve({"target": "logg", "validation": 0.5})
+    data = dataset.load([path], settings)
+    flux, ivar = data.spectra(np.arange(400))
+    flux += np.random.default_rng(2).normal(0, 0.2, flux.shape).astype("f4")
+    good = ivar > 0
+    data.spectra = lambda index: (flux[index], ivar[index])
+    data.feed = lambda index: {"flux": flux[index], "ivar": ivar[index]}
+    held = data.index("validation")
+    label = labels.get("logg")  # in its own unit
+    unit = replace(small_model(), labels=[label], pixels=flux.shape[1])
+    # the truth: the mean without noise, of all pixels
+    clean = (flux * good).sum(1) / good.sum(1)
+    off = np.random.default_rng(3).normal(0, 0.01, 400)
+    data.labels = label.decode(clean + off)[:, None]
+    calibration.finish(unit, [Mean(cut)], data)
+    scale = unit.error_scale[0]
+    if cut:  # of five spectra, four are stretches, and noise has its say
+        assert 1.5 < scale < 6
+    else:
+        assert 0.85 < scale < 1.15
+    # figures of merit stay those of whole spectra
+    assert unit.training["metrics"]["logg"]["mae"] < 0.012
+    assert held.size > calibration.ENOUGH
 
 
 def test_files_without_slopes_keep_their_one_factor(model):

@@ -132,6 +132,17 @@ def blue_or(table, row):
     return table.feed(np.array([row]), SPECTRUM)
 
 
+def test_stretches_of_good_pixels_are_kept():
+    ivar = np.array([[1, 1, 0, 1, 1, 0], [0, 1, 2, 3, 4, 5], [0] * 6], "f4")
+    feed = {"ivar": ivar, "flux": np.ones((3, 6), "f4")}
+    low, high = np.array([0.5, 0.2, 0.0]), np.array([1.0, 0.6, 0.5])
+    cut = feeding.stretches(feed, low, high)
+    assert cut["ivar"].tolist() == [[0, 0, 0, 1, 1, 0], [0, 0, 2, 3, 0, 0], [0] * 6]
+    assert cut["ivar"].dtype == np.float32
+    assert cut["flux"] is feed["flux"]
+    assert feed["ivar"][0, 0] == 1  # the given one stays
+
+
 def test_train_and_predict_a_network_of_everything(fed, stellar, tables, tmp_path):
     model = tmp_path / "fed.safetensors"
     options = ["-m", "fed", "--target", "teff", "--epochs", "3", "--set"]

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from stellarcli import checkpoint, familiarity, models, prediction, preprocess, surveys
+from stellarcli import (
+    checkpoint,
+    familiarity,
+    feeding,
+    models,
+    prediction,
+    preprocess,
+    surveys,
+)
 from stellarcli.catalog import Flag
 from stellarcli.errors import UsageError
 from stellarcli.models.spectrafm import SpectraFM
@@ -123,6 +131,22 @@ def test_training_sees_parts_and_prediction_all(kind):
     assert torch.equal(made(*fed)[0], made(*fed)[0])
 
 
+def test_stretches_are_as_short_as_wanted():
+    """Their lengths are even in the logarithm, down to the shortest."""
+    torch.manual_seed(1)
+    made = network(cut=0.5, shortest=0.04)
+    _, low, high = made._part(torch.zeros(4000, 1)).T
+    length = high - low
+    assert low.min() >= 0
+    assert high.max() <= 1
+    whole = length > 0.9999
+    assert 0.46 < whole.float().mean() < 0.54
+    logs = length[~whole].log() / np.log(0.04)  # 0 to 1
+    assert logs.max() <= 1
+    assert abs(logs.mean() - 0.5) < 0.03
+    assert logs.max() > 0.97
+
+
 # --------------------------------------------------------- requests and other tokens
 
 
@@ -175,6 +199,8 @@ def test_requests_do_not_depend_on_each_other():
         ({"reach": (5000, 4000)}, "two wavelengths"),
         ({"heads": (2, 2)}, "2 heads for 3 blocks"),
         ({"width": 18, "heads": 4}, "no multiple of 4 heads"),
+        ({"cut": 1.5}, "cut must be 0 to 1 .* not 1.5 and 0.15"),
+        ({"shortest": 0.0}, "shortest above 0 .* not 0.4 and 0.0"),
     ],
 )
 def test_options_that_do_not_go_together(options, message):
@@ -334,10 +360,8 @@ def test_the_shipped_model_predicts_two_instruments(shipped, stars):
 @pytest.mark.parametrize("start", [0.0, 0.2, 0.45])
 def test_a_cut_spectrum_has_larger_errors(shipped, stars, start):
     feed = stars[0][0]
-    good = feed["ivar"] > 0
-    rank = good.cumsum(1) / good.sum(1, keepdims=True)
-    inside = (rank > start) & (rank <= start + 0.4)
-    cut = feed | {"ivar": np.where(inside, feed["ivar"], 0).astype("f4")}
+    low = np.full(len(feed["ivar"]), start)
+    cut = feeding.stretches(feed, low, low + 0.4)
     whole, part = (shipped.predict(**fed)[1] for fed in (feed, cut))
     assert np.isfinite(part).all()
     assert (np.median(part / whole, axis=0) > 1).all()

@@ -54,6 +54,19 @@ def test_noise_is_what_the_inverse_variance_says(stream):
     assert 0.3 < np.median(step[good]) < 2.5  # lines, and correlated noise
 
 
+def test_metal_poor_stars_are_more_frequent_than_in_the_sky(sky):
+    """Of the instruments that draw from all of the diagram, and all their own way."""
+    for name in ("lamost-lrs", "miles", "optical"):
+        instrument = INSTRUMENTS[name](sky)
+        drawn = instrument.draw(2000, np.random.default_rng(1))
+        feh = drawn[:, instrument.names.index("feh")]
+        assert 0.3 < (feh < -1).mean() < 0.45
+        assert -2.5 <= feh.min() < -2.3
+        half = [(part < -1).mean() for part in np.array_split(feh, 2)]
+        assert abs(half[0] - half[1]) < 0.08  # in no order
+        assert instrument.draw(1, np.random.default_rng(1)).shape == (1, 3)
+
+
 def test_an_epoch_has_stars_of_its_own_and_the_kept_ones_stay(stream):
     kept = np.arange(stream.size, len(stream))
     stream.redraw(3)

@@ -402,7 +402,10 @@ class SpectraFM(nn.Module):
     reach : (float, float)
         Of `Patches`, Å.
     cut : float
-        Chance that a training spectrum is cut to a stretch of it, 15 % at least.
+        Chance that a training spectrum is cut to a stretch of it.
+    shortest : float
+        Share of the spectrum that such a stretch has at least; their lengths are even
+        in the logarithm.
     norm : {'before', 'after'}
         Where blocks normalise.
     dropout : float
@@ -429,6 +432,7 @@ class SpectraFM(nn.Module):
         rank: int = 16,
         reach: Sequence[float] = (3500.0, 17500.0),
         cut: float = 0.4,
+        shortest: float = 0.15,
         norm: str = "before",
         dropout: float = 0.0,
         extra: Sequence[str] = (),
@@ -445,7 +449,12 @@ class SpectraFM(nn.Module):
             )
         if len(reach) != 2 or not 0 < reach[0] < reach[1]:
             raise ValueError(f"reach must be two wavelengths, not {list(reach)}")
-        self.extra, self.cut = tuple(extra), cut
+        if not (0 <= cut <= 1 and 0 < shortest <= 1):
+            raise ValueError(
+                "cut must be 0 to 1 and shortest above 0 and at most 1, not "
+                f"{cut} and {shortest}"
+            )
+        self.extra, self.cut, self.shortest = tuple(extra), cut, shortest
         if tokens == "pixels":
             self.tokens = Pixels(width, context)
         else:
@@ -525,7 +534,7 @@ class SpectraFM(nn.Module):
     def _part(self, flux: Tensor) -> Tensor:
         """Draw which part of each training spectrum is used, (spectrum, 3)."""
         draw = torch.rand(len(flux), 3, device=flux.device)
-        length = 0.15 + 0.85 * draw[:, 0]
+        length = self.shortest ** draw[:, 0]
         low = draw[:, 1] * (1 - length)
         whole = draw[:, 2] >= self.cut
         low = torch.where(whole, 0, low)

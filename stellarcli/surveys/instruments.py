@@ -30,6 +30,8 @@ from stellarcli.surveys.observing import simulate
 
 POOL = 1000  # stars of medium resolution that are synthesised for a stream
 RANGES = {"teff": (3600.0, 13000.0), "logg": (-0.25, 5.2), "feh": (-2.5, 0.9)}
+POOR = 0.3  # of the stars are drawn with [Fe/H] below POOR_BELOW, besides the others
+POOR_BELOW = -1.0
 VELOCITY = 60.0  # km/s, scatter of stars
 ROUGH = 0.06  # of a continuum's Legendre terms, where nothing else is known
 MILES_AIR = (3540.5, 0.9, 4300)  # Å: first pixel, step, pixels
@@ -76,9 +78,17 @@ class Instrument:
         self.sky = sky
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw stars: labels in the order of `names`, (star, label)."""
-        drawn = draw_labels(count, rng, RANGES)
-        return np.stack([drawn[name] for name in LABEL_NAMES], axis=1)
+        """Draw stars: labels in the order of `names`, (star, label).
+
+        More metal-poor ones than there are: a network that has met few of them takes
+        any star for a metal-rich one where its spectrum leaves room for doubt.
+        """
+        poor = {**RANGES, "feh": (RANGES["feh"][0], POOR_BELOW)}
+        fewer = rng.binomial(count, POOR)
+        drawn = [draw_labels(fewer, rng, poor), draw_labels(count - fewer, rng, RANGES)]
+        labels = np.concatenate(drawn)
+        labels = np.stack([labels[name] for name in LABEL_NAMES], axis=1)
+        return rng.permutation(labels)
 
     def observe(self, labels: np.ndarray, rng: np.random.Generator) -> Batch:
         """Observe stars as a file would hold them: velocities are not removed."""

@@ -10,12 +10,17 @@ The last word is one of
 cuts    a contiguous 40 % of each spectrum's pixels, four places: error against labels,
         share within 1 σ, errors over those of the whole spectrum
 lines   share of the 2 % of pixels with most attention to [Fe/H] that lie within 5 Å of
-        an iron line of the shipped list (of Teff: a Balmer line), and of all pixels
-speed   spectra per second of the network alone against the context length
+        an iron line of the shipped list, and of all pixels. For Teff the lines are
+        Balmer's. Gravity has no element: there they are what types of luminosity are
+        told by in A to K stars (Gray & Corbally 2009, Stellar Spectral Classification):
+        lines of ions, and strong ones with wings
+speed   spectra per second of CPU time of the network alone against the context length,
+        and the most memory that the process has taken by then
 """
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 
@@ -32,7 +37,16 @@ from stellarcli.prepared import PreparedTable
 
 LABELS = ("teff", "logg", "feh")
 SHARE, PLACES = 0.4, (0.0, 0.2, 0.4, 0.6)
-ELEMENTS = {"teff": ("H",), "feh": ("Fe",), "logg": ("Mg", "Ca", "Fe II")}
+IONS = ("Fe II", "Ti II", "Sr II", "Ba II", "Si II", "Mg II", "Ca II")
+WINGS = ("Mg b", "Ca I 4227", "Na D", "H")
+FEW = ("Mg b", "Mg I", "Mg II", "Ca I", "Ca II", "Fe II")
+ELEMENTS = (
+    ("teff", ("H",)),
+    ("feh", ("Fe",)),
+    ("logg", FEW),
+    ("logg", IONS),
+    ("logg", IONS + WINGS),
+)
 NEAR, TOP, STEP = 5.0, 0.02, 2e-4
 
 
@@ -71,12 +85,10 @@ def cuts(predictor: Predictor, table: PreparedTable, rows, truth) -> None:
     feed = table.feed(rows, predictor.inputs, predictor.extra)
     values, whole = predicted(predictor, feed)
     _print("whole", values, whole, whole, truth)
-    good = feed["ivar"] > 0
-    rank = good.cumsum(1) / good.sum(1, keepdims=True)
     everything = []
     for place in PLACES:
-        inside = (rank > place) & (rank <= place + SHARE)
-        cut = feed | {"ivar": np.where(inside, feed["ivar"], 0).astype("f4")}
+        low = np.full(len(rows), place)
+        cut = feeding.stretches(feed, low, low + SHARE)
         values, errors = predicted(predictor, cut)
         _print(f"{place:.0%} to {place + SHARE:.0%}", values, errors, whole, truth)
         everything.append((values, errors))
@@ -124,17 +136,13 @@ def attended(predictor: Predictor, table: PreparedTable, rows) -> None:
                 np.add.at(total[n], place[row, kept], map_[kept])
     wavelength = np.exp(points + STEP / 2)
     seen = light > 0.3 * len(rows)
-    for n, label in enumerate(LABELS):
-        names = ELEMENTS[label]
-        chosen = [
-            line
-            for line in lines.load()
-            if any(_is_of(line.name, element) for element in names)
-        ]
+    for label, names in ELEMENTS:
+        chosen = [line for line in lines.load() if _is_of(line.name, names)]
         near = np.zeros(points.size, dtype=bool)
         for line in chosen:
             near |= abs(wavelength - line.wavelength) < NEAR
-        density = np.where(seen, total[n] / np.maximum(light, 1), -1)
+        own = total[LABELS.index(label)]
+        density = np.where(seen, own / np.maximum(light, 1), -1)
         count = int(TOP * seen.sum())
         top = np.argsort(-density)[:count]
         print(
@@ -148,18 +156,19 @@ def attended(predictor: Predictor, table: PreparedTable, rows) -> None:
 BALMER = ("Hα", "Hβ", "Hγ", "Hδ", "Hε", "H8", "H9", "H10", "Paschen")
 
 
-def _is_of(name: str, element: str) -> bool:
-    if element == "H":
-        return any(name.startswith(line) for line in BALMER)
-    return name.startswith(element)
+def _is_of(name: str, wanted: tuple[str, ...]) -> bool:
+    """Say whether a feature, Fe II 4233, is one of Fe, or Fe II, or H."""
+    names = (*wanted, *(BALMER if "H" in wanted else ()))
+    return any(f"{name} ".startswith(f"{start} ") for start in names)
 
 
 def speed(predictor: Predictor, table: PreparedTable, rows) -> None:
     """Print spectra per second of the network against the context length."""
     model = predictor.model
-    feed = feeding.tensors(table.feed(rows[:64], predictor.inputs, predictor.extra))
-    kinds = [("patches", {"patch": p}) for p in (0.02, 0.01, 0.005, 0.0025)]
-    kinds += [("pixels", {"context": c}) for c in (128, 256, 512, 1024)]
+    feed = feeding.tensors(table.feed(rows[:CHUNK], predictor.inputs, predictor.extra))
+    shipped = model.config["patch"]
+    kinds = [("patches", {"patch": p}) for p in (0.02, 0.01, 0.005, 0.0025, 0.00125)]
+    kinds += [("pixels", {"context": c}) for c in (128, 256, 512, 1024, 2048)]
     for tokens, options in kinds:
         config = {**model.config, "tokens": tokens, **options}
         network = models.build(
@@ -169,12 +178,14 @@ def speed(predictor: Predictor, table: PreparedTable, rows) -> None:
             there = network._tokens(*feed.values())[1]
             times = []
             for _ in range(4):
-                begin = time.perf_counter()
+                begin = time.process_time()
                 network(*feed.values())
-                times.append(time.perf_counter() - begin)
+                times.append(time.process_time() - begin)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
             f"{tokens} {options}: {there.sum(1).float().mean():.0f} tokens, "
-            f"{64 / min(times[1:]):.0f} spectra/s"
+            f"{CHUNK / min(times[1:]):.0f} spectra/s of CPU time, {peak:.0f} MiB"
+            + (", as shipped" if options == {"patch": shipped} else "")
         )
 
 
