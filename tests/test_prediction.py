@@ -697,6 +697,28 @@ def test_an_interrupted_run_resumes(
     assert hidden() == []
 
 
+# the clock as a badly kept machine has it: 30 years ahead, or behind, from call to call
+JUMPS = (
+    "import itertools, time\nreal, jumps = time.time, itertools.cycle((1e9, -1e9, 0))\n"
+    "time.time = lambda: real() + next(jumps)\n"
+    "time.time_ns = lambda: int(time.time() * 1e9)\n"
+)
+
+
+def test_jumps_of_the_clock_change_nothing(process, many, model, whole):
+    words = ["predict", *many, "-o", "o.fits", "-m", model, "-j", "2"]
+    done = process(*words, before=JUMPS + killed_after(3, signal.SIGKILL))
+    assert done.status == -signal.SIGKILL
+    (parts,) = left_parts()
+    for n, path in enumerate([parts, *Path(parts).iterdir()]):
+        then = time.time() + (-1) ** n * 1e9  # as a server's clock has it
+        os.utime(path, (then, then))
+    done = process(*words, "--resume", before=f"{JUMPS}{SMALL}")
+    assert done.status == 3, done.err
+    assert Path("o.fits").read_bytes() == whole
+    assert hidden() == []
+
+
 def test_resume_without_anything_to_resume(stellar, many, model, whole):
     words = ["predict", *many, "-o", "o.fits", "-m", model, "--resume"]
     assert stellar(*words).status == 3
