@@ -459,6 +459,7 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
         [p for p in network.parameters() if p.requires_grad],
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
+        fused=True,  # one pass over the weights: with millions of them half of a step
     )
 
 

@@ -20,24 +20,33 @@ from stellarcli.prepared import PreparedTable
 BATCH = 250
 
 
+@torch.no_grad()
+def judged(model: checkpoint.Model, rows: PreparedTable) -> calibration.Judged:
+    """Predict all rows, in pieces."""
+    networks, pieces = model.networks(), []
+    truth = np.stack([rows.column(label.name) for label in model.labels], axis=1)
+    for start in range(0, len(rows), BATCH):
+        piece = slice(start, start + BATCH)
+        flux, ivar = rows.spectra(piece)
+        tensors = torch.from_numpy(flux), torch.from_numpy(ivar)
+        outputs = [[v.numpy() for v in network(*tensors)] for network in networks]
+        mean, variance = calibration.combine(*map(list, zip(*outputs, strict=True)))
+        error = np.sqrt(variance)
+        decoded = [
+            (label.decode(mean[:, i]), label.decode_error(mean[:, i], error[:, i]))
+            for i, label in enumerate(model.labels)
+        ]
+        value, error = (np.stack(c, axis=1) for c in zip(*decoded, strict=True))
+        snr = calibration.signal_to_noise(ivar)
+        pieces.append(calibration.Judged(value, error, truth[piece].astype(float), snr))
+    return calibration.Judged.joined(pieces)
+
+
 def main(name: str, table: str, output: str) -> None:
     """Write the model anew."""
     torch.set_num_threads(1)
     model, rows = checkpoint.load(name), PreparedTable(table)
-    truth = np.stack([rows.column(label.name) for label in model.labels], axis=1)
-    networks, members, ivars = model.networks(), [], []
-    for start in range(0, len(rows), BATCH):
-        flux, ivar = rows.spectra(slice(start, start + BATCH))
-        tensors = torch.from_numpy(flux), torch.from_numpy(ivar)
-        with torch.no_grad():
-            outputs = [network(*tensors) for network in networks]
-        members.append(np.array([[v.numpy() for v in pair] for pair in outputs]))
-        ivars.append(ivar)
-    means, log_variances = np.concatenate(members, axis=2).transpose(1, 0, 2, 3)
-    mean, variance = calibration.combine(list(means), list(log_variances))
-    calibration.calibrate_errors(
-        model, mean, np.sqrt(variance), truth.astype(float), np.concatenate(ivars)
-    )
+    calibration.calibrate(model, judged(model, rows))
     note = f"errors calibrated on {len(rows)} spectra of {Path(table).name}"
     model.training["notes"] = [*model.training.get("notes", []), note]
     path = Path(output)
