@@ -21,6 +21,7 @@ from stellarcli.prepared import PreparedTable, is_prepared
 
 SPECTRUM_ENDINGS = (".fits", ".fit", ".fits.gz", ".fit.gz")
 IMAGE_NAME = re.compile(r"frame-[ugriz]-", re.IGNORECASE)  # as SDSS names them
+TEXT_ENDINGS = (".txt", ".dat", ".asc", ".txt.gz", ".dat.gz")
 TABLE_ENDINGS = (".csv", ".ecsv", ".vot", ".parquet")
 PIPED = ".piped"  # ending of the file that standard input is kept in
 PREPARED_ENDINGS = (".fits", ".fit", PIPED)
@@ -94,6 +95,7 @@ def expand(
     """
     own = os.path.abspath(output.removeprefix("!")) if output else ""
     paths: list[str] = []
+    texts: list[str] = []
     left_out: list[str] = []
     for argument in arguments:
         if argument == "-":
@@ -101,10 +103,16 @@ def expand(
         elif _is_list(argument, alone=len(arguments) == 1):
             paths += _listed(argument.removeprefix("@"), note)
         else:
-            for path in _found(argument, own):
+            for path in _found(argument, own, texts):
                 (left_out if kind(path) == "catalogue" else paths).append(path)
     if left_out:
         note(_about_catalogues(left_out))
+    if texts:
+        which = f"{len(texts)} text files" if texts[1:] else "a text file"
+        note(
+            f"{which} in a directory left out, such as {texts[0]}; to read columns of "
+            "text as spectra, name the files, or give a pattern such as '*.txt'."
+        )
     if not paths:
         raise UsageError(
             f"no spectra in {', '.join(map(repr, arguments))}: a directory must hold "
@@ -220,10 +228,14 @@ def _is_list(argument: str, alone: bool) -> bool:
     return bool(bracket) and os.path.isfile(file)  # rows, by cfitsio's extended name
 
 
-def _found(argument: str, own: str) -> list[str]:
-    """Files that a directory, a quoted glob or the name of a file stands for."""
+def _found(argument: str, own: str, texts: list[str]) -> list[str]:
+    """Files that a directory, a quoted glob or the name of a file stands for.
+
+    Texts in directories may be anything; they are appended to `texts`.
+    """
     if os.path.isdir(argument):
-        return [path for path in _below(argument) if os.path.abspath(path) != own]
+        found = _below(argument, texts)
+        return [path for path in found if os.path.abspath(path) != own]
     if os.path.exists(argument) or not glob.has_magic(argument):
         return [argument]
     names = sorted(glob.glob(argument, recursive=True))
@@ -235,7 +247,7 @@ def _found(argument: str, own: str) -> list[str]:
             f"directory that it starts from.{hint}"
         )
     others = [name for name in names if os.path.abspath(name) != own]
-    return [path for name in others for path in _found(name, own)]
+    return [path for name in others for path in _found(name, own, texts)]
 
 
 def _about_catalogues(names: Sequence[str]) -> str:
@@ -303,6 +315,11 @@ def _listed(name: str, note: Callable[[str], None]) -> list[str]:
     else:
         paths = _lines(name)
     note(f"{len(paths)} files listed in {name}")
+    if len(paths) > 1 and all(map(_is_missing, paths)):
+        raise UsageError(
+            f"'{name}' lists {len(paths)} files, and none exists, not even "
+            f"'{paths[0]}'; run this where they are, or fetch them first."
+        )
     return paths
 
 
@@ -324,7 +341,7 @@ def _lines(name: str) -> list[str]:
     return [os.fsdecode(line) for line in lines if line and not line.startswith(b"#")]
 
 
-def _below(directory: str) -> list[str]:
+def _below(directory: str, texts: list[str]) -> list[str]:
     """FITS files below a directory; one that can't be listed is an input that fails."""
     found: list[str] = []
     seen: set[tuple[int, int]] = set()  # links may lead round in circles
@@ -346,6 +363,11 @@ def _below(directory: str) -> list[str]:
             if name.lower().endswith(SPECTRUM_ENDINGS)
             and not name.startswith(".")
             and not IMAGE_NAME.match(name)
+        ]
+        texts += [
+            os.path.join(folder, name)
+            for name in sorted(files)
+            if name.lower().endswith(TEXT_ENDINGS) and not name.startswith(".")
         ]
     return found
 

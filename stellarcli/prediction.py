@@ -49,6 +49,9 @@ from stellarcli.preprocess import Recipe
 from stellarcli.runs import Run, Summary
 
 PART = 16  # tasks per part: what an interrupted run loses at most
+LEAST_SHARE = (
+    0.4  # good pixels of the grid that a spectrum is judged by; an arm of two is
+)
 DISAGREEMENT = 1.5  # spread of an ensemble's values over their predicted error
 PRECISIONS = ("auto", "float32", "bfloat16")
 PASSES = 10  # of every network with dropout
@@ -270,7 +273,9 @@ class Predictor:
             conditions[Flag.OTHER_TYPE] = sptype.outside(chunk.rows["subclass"], *types)
         if self.unlike:
             scores = novelty.score(chunk.batch.flux, chunk.batch.ivar, self.unlike)
-            conditions[Flag.UNLIKE_TRAINING] = ~(scores <= 1).all(axis=1)
+            # of a small part of the pixels anything looks alike
+            scarce = (chunk.batch.ivar > 0).mean(axis=1) < LEAST_SHARE
+            conditions[Flag.UNLIKE_TRAINING] = ~(scores <= 1).all(axis=1) | scarce
         if self.familiar:
             feed = chunk.feed(("ivar", "wavelength"))
             share = familiarity.share(feed, self.familiar)

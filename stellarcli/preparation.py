@@ -533,6 +533,8 @@ def _remarks(spectrum: Spectrum, blank: bool) -> list[str]:
         remarks.append("no pixel has a finite flux with a positive inverse variance")
     if meta.noise_measured:
         remarks.append("the file has no errors; the noise was measured in the flux")
+    if meta.medium_assumed:
+        remarks.append("wavelengths in air or vacuum? not said; taken as vacuum")
     if meta.object_class not in ("", "STAR"):
         remarks.append(f"the header's class is {meta.object_class}, not a star")
     return remarks

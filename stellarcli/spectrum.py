@@ -56,6 +56,8 @@ class SpectrumMeta:
         Path of the file as the user gave it.
     noise_measured : bool
         The file holds no errors; they were measured in the flux.
+    medium_assumed : bool
+        The file doesn't say whether its wavelengths are in air; vacuum was assumed.
     """
 
     objid: str = ""
@@ -73,6 +75,7 @@ class SpectrumMeta:
     plan: str = ""
     file: str = ""
     noise_measured: bool = False
+    medium_assumed: bool = False
 
 
 @dataclass(frozen=True, eq=False)

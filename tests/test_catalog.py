@@ -676,3 +676,10 @@ def test_versions_need_no_import():
 def test_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert provenance.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
+
+
+def test_nothing_matches_an_empty_catalogue():
+    kind = [("file", "S8"), ("objid", "S4"), ("ra", "f8"), ("dec", "f8")]
+    rows = np.array([(b"a.fits", b"1", 1.0, 2.0)], dtype=kind)
+    assert catalog.Matcher(rows[:0], 3.0)(rows).index.tolist() == [-1]
+    assert catalog.Matcher(rows, 3.0)(rows[:0]).index.tolist() == []

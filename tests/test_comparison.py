@@ -323,7 +323,8 @@ def test_a_column_and_its_label_the_wrong_way_round(
     stellar, model, truth, option, right
 ):
     text = refused(stellar, model, truth, "--column", option)
-    assert f"--column '{option}': the label goes first, as in {right}." in text
+    assert f"the label goes first, as in {right}." in text
+    assert f"--column '{option}': '{right.partition('=')[2]}' is no label (" in text
 
 
 @pytest.mark.parametrize(

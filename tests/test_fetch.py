@@ -27,10 +27,10 @@ from stellarcli.archives.store import JOURNAL, PART
 RELEASE = ("--dr", "10", "--version", "v2.0")
 
 
-def spread(*arguments):
+def spread(*arguments, before=""):
     """As `program`; even a few files are spread over processes."""
     code = (
-        "import sys\nfrom stellarcli.archives import crew\n"
+        f"{before}\nimport sys\nfrom stellarcli.archives import crew\n"
         "crew.MANY, crew.FIRST_WAIT = 1, 0.01\nsys.argv[0] = 'stellar'\n"
         "from stellarcli.__main__ import main\nmain()"
     )
@@ -494,6 +494,25 @@ def test_a_faulty_archive_and_several_processes(archive, catalogue):
     assert json.loads(done.stdout)["files"] == 20
     assert archive.given
     assert_whole(Path("raw"), archive.spectra)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks only there")
+def test_jumps_of_the_clock_change_nothing(archive, catalogue):
+    archive.faults, archive.kinds = 0.3, ("cut", "truncated")
+    archive.random.seed(7)
+    jumps = (
+        "import itertools, time\nreal = time.time\n"
+        "jumps = itertools.cycle((1e9, -1e9, 0))\n"
+        "time.time = lambda: real() + next(jumps)\n"
+    )
+    arguments = ("fetch", "lamost", *RELEASE, "--from", "cat.fits", "-o", "raw")
+    for more in ((), ("--resume",)):
+        words, environment = spread(*arguments, *more, before=jumps)
+        done = subprocess.run(words, env=environment, capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert_whole(Path("raw"), archive.spectra)
+    assert archive.given
+    assert b"20 were there" in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks only there")

@@ -41,6 +41,19 @@ def test_directories_are_searched_sorted_without_hidden_files(files):
     assert expand(["in/", "in/b.fits"]) == [*files, "in/b.fits"]
 
 
+def test_texts_in_directories_are_left_out_and_named(files):
+    told = []
+    assert expand(["in"], note=told.append) == files
+    assert len(told) == 1
+    assert "a text file in a directory left out, such as in/notes.txt" in told[0]
+
+
+def test_a_list_of_files_that_are_not_here(here):
+    Path("list.txt").write_text("one.fits\ntwo.fits\n")
+    with pytest.raises(UsageError, match="lists 2 files, and none exists, not even"):
+        expand(["@list.txt"])
+
+
 def test_links_to_directories_are_followed_once(files):
     os.symlink("../../in", "in/deep/loop")
     os.mkdir("other")
@@ -72,6 +85,7 @@ def test_the_output_is_no_input_where_the_user_did_not_name_it(files):
 def test_lists(here):
     content = b"# night 3\r\n a b.fits \r\n\n\xe9\xff.fits\n#x\nin"
     Path("list.txt").write_bytes(content)
+    Path("in").mkdir()
     assert expand(["@list.txt"]) == ["a b.fits", os.fsdecode(b"\xe9\xff.fits"), "in"]
 
 

@@ -218,6 +218,7 @@ def masked(share):
         (Flag.NOT_A_STAR, {"CLASS": "GALAXY"}),
         (Flag.PARTIAL_COVERAGE, {"size": 300}),
         (Flag.MASKED_PIXELS, {"ivar": masked(0.4)}),
+        (Flag.UNLIKE_TRAINING, {"ivar": masked(0.7)}),
         (Flag.UNLIKE_TRAINING, {"flux": 50 + 50 * np.sin(np.arange(400) / 3)}),
     ],
     ids=lambda value: value.name if isinstance(value, Flag) else "-".join(value),
@@ -692,6 +693,28 @@ def test_an_interrupted_run_resumes(
     assert done.status == 3
     assert "bad.fits: the file is empty" in done.err
     assert times
+    assert Path("o.fits").read_bytes() == whole
+    assert hidden() == []
+
+
+# the clock as a badly kept machine has it: 30 years ahead, or behind, from call to call
+JUMPS = (
+    "import itertools, time\nreal, jumps = time.time, itertools.cycle((1e9, -1e9, 0))\n"
+    "time.time = lambda: real() + next(jumps)\n"
+    "time.time_ns = lambda: int(time.time() * 1e9)\n"
+)
+
+
+def test_jumps_of_the_clock_change_nothing(process, many, model, whole):
+    words = ["predict", *many, "-o", "o.fits", "-m", model, "-j", "2"]
+    done = process(*words, before=JUMPS + killed_after(3, signal.SIGKILL))
+    assert done.status == -signal.SIGKILL
+    (parts,) = left_parts()
+    for n, path in enumerate([parts, *Path(parts).iterdir()]):
+        then = time.time() + (-1) ** n * 1e9  # as a server's clock has it
+        os.utime(path, (then, then))
+    done = process(*words, "--resume", before=f"{JUMPS}{SMALL}")
+    assert done.status == 3, done.err
     assert Path("o.fits").read_bytes() == whole
     assert hidden() == []
 

@@ -329,6 +329,7 @@ def test_a_file_without_errors_says_so(here, columns, measured):
     chunk = preparation.run(Task(paths=(path,)), preprocess.get("spectrafm"))
     assert bool(chunk.rows["flag"][0] & Flag.NOISE_MEASURED) == measured
     assert any("no errors" in reason for _, reason in chunk.reasons) == measured
+    assert any("taken as vacuum" in reason for _, reason in chunk.reasons)
 
 
 def test_a_lamost_file_without_its_ivar_column_says_so(here):

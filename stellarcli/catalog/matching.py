@@ -233,6 +233,8 @@ def _whole_numbers(values: np.ndarray) -> np.ndarray:
 
 def _file_names(values: np.ndarray) -> np.ndarray:
     """Take base names as bytes, without .gz, fillers empty; shape (row,)."""
+    if not len(values):  # NumPy partitions no empty arrays
+        return np.array([], dtype="S1")
     text = np.char.strip(to_ascii(values))
     base = np.char.rpartition(text, b"/")[:, 2]
     zipped = np.char.endswith(base, b".gz")

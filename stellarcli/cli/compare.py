@@ -99,7 +99,7 @@ def compare(
         typer.Option(
             metavar="NAME",
             help="Instead of catalogues, the sizes and speeds of a paper's networks: "
-            "scanet, mkresnet or rdn.",
+            "scanet, mkresnet, rdn, spfusion or spectrafm.",
         ),
     ] = None,
     latency: Annotated[

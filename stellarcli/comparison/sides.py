@@ -109,7 +109,8 @@ class Assignment:
         if option == "--column" and value.lower() in KNOWN and not _is_known(name):
             own = left.rpartition(":")[2].strip()
             raise UsageError(
-                f"{option} {text!r}: the label goes first, as in {value}={own}."
+                f"{option} {text!r}: {own!r} is no label ({', '.join(KNOWN)}). If it "
+                f"is a column, the label goes first, as in {value}={own}."
             )
         return cls(side, label_name(name), value, text)
 

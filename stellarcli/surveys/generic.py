@@ -114,6 +114,7 @@ def read(hdus: list, path: str) -> Spectrum:
     meta = _meta([hdus[0].header, source.header], arrays, path)
     if not ERRORS & set(columns):
         meta = replace(meta, noise_measured=True)
+    meta = replace(meta, medium_assumed=not medium)
     return Spectrum(arrays.wavelength, arrays.flux, arrays.ivar, arrays.mask, meta)
 
 

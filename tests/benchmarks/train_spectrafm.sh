@@ -5,7 +5,7 @@
 # `quick` goes through all of it with next to no training, to see that every line works.
 # A quarter of the LAMOST plans and of the MILES stars is never used: neither by the
 # network nor by the emulator, whose interpolator is fitted again without those stars.
-# An hour and a half on one core.
+# About an hour on one core.
 set -euo pipefail
 data=$(realpath "$1") work=$2
 here=$(realpath "$(dirname "$0")")
