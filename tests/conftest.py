@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -66,6 +67,19 @@ class WatchedProcess(subprocess.Popen):
         shown = super().communicate(*others, **options)
         assert_no_token(*shown)
         return shown
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """A run that was interrupted in this process ignores signals ever after.
+
+    So would the programs that later tests start.
+    """
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
