@@ -41,11 +41,31 @@ def in_all_digits(x: Tensor):
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
+def along(flux: Tensor, weight: Tensor) -> Tensor:
+    """(spectrum, pixel) to (spectrum, 1, 1, pixel) as a layer with that weight likes.
+
+    Its type, channels last in memory.
+    """
+    x = flux.to(weight.dtype)[:, None, None]
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def mean_and_variance(values: Tensor, uncertainty: bool) -> tuple[Tensor, Tensor]:
+    """Split what a last layer gives, (spectrum, output), into mean and log variance.
+
+    Networks without uncertainties have a variance of 1.
+    """
+    if not uncertainty:
+        return values, torch.zeros_like(values)
+    mean, log_variance = values.chunk(2, dim=1)
+    return mean, log_variance.clamp(-12, 6)
+
+
 class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of each position."""
+    """Layer normalisation over the channels of each position, or pixel of an image."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(spectrum, channel, 1, position) to the same."""
+        """(spectrum, channel, row, column) to the same; spectra are one row."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -141,8 +161,7 @@ class Extractor(nn.Module):
 
     def forward(self, flux: Tensor) -> Tensor:
         """(spectrum, pixel) to (spectrum, channel, 1, position)."""
-        x = flux.to(self.layers[0].weight.dtype)[:, None, None]
-        return self.layers(x.contiguous(memory_format=torch.channels_last))
+        return self.layers(along(flux, self.layers[0].weight))
 
 
 class ChannelAttention(nn.Module):
@@ -185,10 +204,7 @@ class Head(nn.Module):
             x = x.float()
             x = x * self.attention(x)[:, :, None, None]
             values = self.predict(self.norm(self.convolve(x)).mean((2, 3)))
-            if not self.uncertainty:
-                return values, torch.zeros_like(values)
-            mean, log_variance = values.chunk(2, dim=1)
-            return mean, log_variance.clamp(-12, 6)
+            return mean_and_variance(values, self.uncertainty)
 
 
 def fuse_pairs(network: nn.Module) -> None:

@@ -16,15 +16,15 @@ and their values mean little there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stellarcli.models.convnext1d import Pointwise, fuse_pairs
+from stellarcli.models.convnext1d import ChannelNorm, Pointwise, fuse_pairs
 from stellarcli.models.spectral import Output
-from stellarcli.models.spfusion import BANDS, image_convolution
+from stellarcli.models.spfusion import BANDS, image_convolution, image_stem
 
 SCALE = 1e-5  # of a Metaformer block's residuals at the start (its section 4.1)
 
@@ -137,28 +137,45 @@ class ResNet10T(Photometric):
         hidden: int = 64,
         uncertainty: bool = False,
     ):
-        layers: list[nn.Module] = []
-        inputs = BANDS
-        for n, outputs in enumerate(stem):
-            layers += [
-                image_convolution(inputs, outputs, 1 if n else 2),
-                nn.BatchNorm2d(outputs),
-                nn.ReLU(inplace=True),
-            ]
-            inputs = outputs
-        layers.append(nn.MaxPool2d(3, 2, padding=1))
+        trunk, inputs = image_stem(stem), stem[-1]
         for n, outputs in enumerate(widths):
-            layers.append(ResidualBlock(inputs, outputs, 2 if n else 1))
+            trunk.append(ResidualBlock(inputs, outputs, 2 if n else 1))
             inputs = outputs
-        super().__init__(nn.Sequential(*layers), inputs, hidden, labels, uncertainty)
+        super().__init__(trunk, inputs, hidden, labels, uncertainty)
 
 
-class ImageNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of each pixel."""
+def check_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
+    """Raise `ValueError` unless each stage has channels and blocks."""
+    if len(widths) != len(depths) or min(*widths, *depths) < 1:
+        raise ValueError(
+            f"widths and depths are those of the stages, not {list(widths)} and "
+            f"{list(depths)}"
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(star, channel, row, column) to the same."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+def stages(
+    widths: Sequence[int],
+    depths: Sequence[int],
+    down: Callable[[int, int], list[nn.Module]],
+    block: Callable[[int], nn.Module],
+) -> list[nn.Module]:
+    """Return the layers behind a stem: blocks, and steps down between the stages.
+
+    Parameters
+    ----------
+    widths, depths : sequence of int
+        Channels and blocks of the stages.
+    down : callable
+        Layers from the channels of one stage to those of the next.
+    block : callable
+        Block of so many channels.
+    """
+    layers: list[nn.Module] = []
+    for n, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        if n:
+            layers += down(widths[n - 1], width)
+        layers += [block(width) for _ in range(depth)]
+    return layers
 
 
 class ConvNeXtBlock(nn.Module):
@@ -200,19 +217,18 @@ class ConvNeXtPico(Photometric):
         hidden: int = 64,
         uncertainty: bool = False,
     ):
-        _check_stages(widths, depths)
-        layers: list[nn.Module] = [
+        check_stages(widths, depths)
+        trunk = nn.Sequential(
             nn.Conv2d(BANDS, widths[0], 4, 4),
-            ImageNorm(widths[0]),
-        ]
-        inputs = widths[0]
-        for n, (outputs, depth) in enumerate(zip(widths, depths, strict=True)):
-            if n:
-                layers += [ImageNorm(inputs), nn.Conv2d(inputs, outputs, 2, 2)]
-            layers += [ConvNeXtBlock(outputs) for _ in range(depth)]
-            inputs = outputs
-        layers.append(ImageNorm(inputs))
-        super().__init__(nn.Sequential(*layers), inputs, hidden, labels, uncertainty)
+            ChannelNorm(widths[0]),
+            *stages(widths, depths, self._down, ConvNeXtBlock),
+            ChannelNorm(widths[-1]),
+        )
+        super().__init__(trunk, widths[-1], hidden, labels, uncertainty)
+
+    @staticmethod
+    def _down(inputs: int, outputs: int) -> list[nn.Module]:
+        return [ChannelNorm(inputs), nn.Conv2d(inputs, outputs, 2, 2)]
 
 
 class MetaformerBlock(nn.Module):
@@ -261,21 +277,14 @@ class Metaformer(Photometric):
         hidden: int = 64,
         uncertainty: bool = False,
     ):
-        _check_stages(widths, depths)
-        layers: list[nn.Module] = [nn.Conv2d(BANDS, widths[0], 7, 4, padding=2)]
-        inputs = widths[0]
-        for n, (outputs, depth) in enumerate(zip(widths, depths, strict=True)):
-            if n:
-                layers.append(nn.Conv2d(inputs, outputs, 3, 2, padding=1))
-            layers += [MetaformerBlock(outputs) for _ in range(depth)]
-            inputs = outputs
-        layers.append(nn.GroupNorm(1, inputs))
-        super().__init__(nn.Sequential(*layers), inputs, hidden, labels, uncertainty)
-
-
-def _check_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
-    if len(widths) != len(depths) or min(*widths, *depths) < 1:
-        raise ValueError(
-            f"widths and depths are those of the stages, not {list(widths)} and "
-            f"{list(depths)}"
+        check_stages(widths, depths)
+        trunk = nn.Sequential(
+            nn.Conv2d(BANDS, widths[0], 7, 4, padding=2),
+            *stages(widths, depths, self._down, MetaformerBlock),
+            nn.GroupNorm(1, widths[-1]),
         )
+        super().__init__(trunk, widths[-1], hidden, labels, uncertainty)
+
+    @staticmethod
+    def _down(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, 2, padding=1)]

@@ -21,9 +21,11 @@ from torch.nn import functional
 
 from stellarcli.models.convnext1d import (
     ChannelAttention,
+    along,
     convolution,
     fuse_pairs,
     in_all_digits,
+    mean_and_variance,
 )
 
 
@@ -45,11 +47,7 @@ class Output(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(spectrum, feature) to mean and log variance."""
         with in_all_digits(features):
-            values = self.layers(features.float())
-            if not self.uncertainty:
-                return values, torch.zeros_like(values)
-            mean, log_variance = values.chunk(2, dim=1)
-            return mean, log_variance.clamp(-12, 6)
+            return mean_and_variance(self.layers(features.float()), self.uncertainty)
 
 
 class SSCNN(nn.Module):
@@ -112,8 +110,7 @@ class SSCNN(nn.Module):
         mean, log_variance : Tensor, shape (spectrum, label)
             In model units.
         """
-        x = flux.to(self.trunk[0].weight.dtype)[:, None, None]
-        x = self.trunk(x.contiguous(memory_format=torch.channels_last))
+        x = self.trunk(along(flux, self.trunk[0].weight))
         return self.head(x.flatten(1))
 
 
@@ -220,8 +217,7 @@ class RACNet(nn.Module):
         mean, log_variance : Tensor, shape (spectrum, label)
             In model units.
         """
-        x = flux.to(self.trunk[0].weight.dtype)[:, None, None]
-        x = self.trunk(x.contiguous(memory_format=torch.channels_last))
+        x = self.trunk(along(flux, self.trunk[0].weight))
         x = functional.adaptive_avg_pool2d(x, (1, self.places))
         return self.head(x.flatten(1))
 

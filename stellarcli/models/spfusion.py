@@ -23,6 +23,8 @@ band counts as having none. `prediction` flags such stars.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -49,6 +51,26 @@ def image_convolution(
 ) -> nn.Conv2d:
     """3×3 convolution, without bias where a normalisation follows."""
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=bias)
+
+
+def image_stem(widths: Sequence[int]) -> nn.Sequential:
+    """Convolutions, normalised and rectified, the first of two steps; then a pooling.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Channels of the convolutions.
+    """
+    layers: list[nn.Module] = []
+    inputs = BANDS
+    for n, outputs in enumerate(widths):
+        layers += [
+            image_convolution(inputs, outputs, 1 if n else 2),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        ]
+        inputs = outputs
+    return nn.Sequential(*layers, nn.MaxPool2d(3, 2, padding=1))
 
 
 class Rectified(nn.Module):
@@ -113,19 +135,10 @@ class PhotometricExtractor(nn.Module):
 
     def __init__(self, size: int, channels: int, positions: int):
         super().__init__()
-        layers: list[nn.Module] = []
-        inputs = BANDS
-        for n, outputs in enumerate(STEM):
-            layers += [
-                image_convolution(inputs, outputs, 1 if n else 2),
-                nn.BatchNorm2d(outputs),
-                nn.ReLU(inplace=True),
-            ]
-            inputs = outputs
-        self.stem = nn.Sequential(*layers, nn.MaxPool2d(3, 2, padding=1))
-        self.block = ResidualBlock(inputs)
+        self.stem = image_stem(STEM)
+        self.block = ResidualBlock(STEM[-1])
         self.project = nn.Sequential(
-            image_convolution(inputs, channels, bias=True),
+            image_convolution(STEM[-1], channels, bias=True),
             nn.BatchNorm2d(channels),
             image_convolution(channels, channels, bias=True),
         )
