@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from stellarcli.cli.reporting import (
     sayer,
     start_log,
 )
+
+if TYPE_CHECKING:
+    from stellarcli.runs import Run, Summary
 
 
 def predict(
@@ -102,11 +105,10 @@ def predict(
     if json and output == "-":
         raise UsageError("--json and -o - both want standard output; name a file.")
 
-    from stellarcli import catalog, inputs, parallel, preparation, provenance, runs
-    from stellarcli.headstart import HeadStart
+    from stellarcli import parallel, provenance, runs
     from stellarcli.parts import parse_shard
 
-    facts = provenance.cards(command_line())
+    facts = {"overwrite": overwrite, "cards": provenance.cards(command_line())}
     if merge:
         from stellarcli import merging
 
@@ -115,7 +117,7 @@ def predict(
                 "--merge only puts parts together; leave --dask, --resume and --shard "
                 "out."
             )
-        summary = merging.merge(paths, output, overwrite=overwrite, cards=facts)
+        summary = merging.merge(paths, output, **facts)
     else:
         run = runs.Run(
             model=model,
@@ -126,33 +128,8 @@ def predict(
             shard=parse_shard(shard),
             resume=resume,
         )
-        catalog.check_output(output, overwrite or resume or shard is not None)
-        found = inputs.expand(paths, output, sayer(quiet))
-        tasks = list(inputs.tasks(found, preparation.CHUNK))
-        # finished parts need no start, and a cluster has its own
-        whole = not (dask or resume or shard)
-        with HeadStart(tasks if whole else [], run) as head:
-            from stellarcli import cluster, devices, prediction
-
-            run = replace(
-                run,
-                device=devices.choose_device("cpu" if dask else device),
-                precision=prediction.check_precision(precision),
-                dropout=prediction.check_dropout(dropout),
-            )
-            with progress(sum(map(len, tasks)), "spectra", quiet) as bar:
-                summary = prediction.predict(
-                    tasks,
-                    output,
-                    run,
-                    overwrite=overwrite,
-                    cards=facts,
-                    progress=bar.update,
-                    note=sayer(quiet),
-                    compute=cluster.results(dask)
-                    if dask
-                    else partial(prediction.results, ready=head.ready),
-                )
+        network = {"device": device, "precision": precision, "dropout": dropout}
+        summary = _predicted(paths, output, run, network, dask, quiet, facts)
     report_reasons(summary.reasons, log, quiet)
     if not quiet:
         _report(summary, output, verbose)
@@ -167,6 +144,50 @@ def predict(
         )
     if summary.failed:
         raise typer.Exit(ExitStatus.INCOMPLETE)
+
+
+def _predicted(
+    paths: list[str],
+    output: str,
+    run: Run,
+    network: dict[str, Any],
+    dask: str | None,
+    quiet: bool,
+    facts: dict[str, Any],
+) -> Summary:
+    """Write the catalogue of some inputs.
+
+    Libraries of the network are loaded when there is something to predict, and while
+    the first spectra are being prepared.
+    """
+    from stellarcli import catalog, inputs, preparation
+    from stellarcli.headstart import HeadStart
+
+    continues = run.resume or run.shard is not None
+    catalog.check_output(output, facts["overwrite"] or continues)
+    found = inputs.expand(paths, output, sayer(quiet))
+    tasks = list(inputs.tasks(found, preparation.CHUNK))
+    # finished parts need no start, and a cluster has its own
+    with HeadStart([] if dask or continues else tasks, run) as head:
+        from stellarcli import cluster, devices, prediction
+
+        run = replace(
+            run,
+            device=devices.choose_device("cpu" if dask else network["device"]),
+            precision=prediction.check_precision(network["precision"]),
+            dropout=prediction.check_dropout(network["dropout"]),
+        )
+        compute = partial(prediction.results, ready=head.ready)
+        with progress(sum(map(len, tasks)), "spectra", quiet) as bar:
+            return prediction.predict(
+                tasks,
+                output,
+                run,
+                progress=bar.update,
+                note=sayer(quiet),
+                compute=cluster.results(dask) if dask else compute,
+                **facts,
+            )
 
 
 def _report(summary, output: str, verbose: bool) -> None:
