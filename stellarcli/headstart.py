@@ -14,7 +14,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from stellarcli import checkpoint, parallel, runs
+from stellarcli import parallel, runs
 from stellarcli.inputs import Task
 from stellarcli.preparation import Chunk
 from stellarcli.preprocess import Recipe
@@ -48,7 +48,7 @@ class HeadStart:
         able = sys.platform == "linux" and run.workers > 1
         if not able or len(tasks) < FEWEST or any(task.table for task in self.tasks):
             return
-        model = checkpoint.load(run.model)
+        model = runs.model_of(run.model)
         if model.recipe.images is not None:  # chunks would be large
             return
         run = replace(run, rv=run.rv or model.velocities)

@@ -155,18 +155,18 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _merge_tables(
     given: Sequence[str], target: str, overwrite: bool, cards: Sequence[tuple]
 ) -> Summary:
-    first = catalog.read(given[0])
-    for name in given[1:]:
-        _check_like(catalog.read(name), first)
+    first, summary = None, Summary()
+    for name in given:
+        table = catalog.read(name)
+        first = table if first is None else first
+        _check_like(table, first)
+        rows = table.rows
+        flags = rows["flag"] if "flag" in rows.dtype.names else np.zeros(len(rows), int)
+        summary.add(flags)
     cards = [*cards, *((c, first.header[c]) for c in OWN_CARDS if c in first.header)]
     columns = _described(first)
     parts = [lambda name=name: catalog.read(name).rows for name in given]
     catalog.write_parts(target, parts, columns, cards, overwrite)
-    summary = Summary()
-    for name in given:
-        rows = catalog.read(name).rows
-        flags = rows["flag"] if "flag" in rows.dtype.names else np.zeros(len(rows), int)
-        summary.add(flags)
     return summary
 
 

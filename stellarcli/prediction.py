@@ -23,7 +23,6 @@ import torch
 
 from stellarcli import (
     catalog,
-    checkpoint,
     familiarity,
     feeding,
     imaging,
@@ -49,9 +48,8 @@ from stellarcli.preprocess import Recipe
 from stellarcli.runs import Run, Summary
 
 PART = 16  # tasks per part: what an interrupted run loses at most
-LEAST_SHARE = (
-    0.4  # good pixels of the grid that a spectrum is judged by; an arm of two is
-)
+# of the grid's pixels that have to be good for a verdict: one arm of two is enough
+LEAST_SHARE = 0.4
 DISAGREEMENT = 1.5  # spread of an ensemble's values over their predicted error
 PRECISIONS = ("auto", "float32", "bfloat16")
 PASSES = 10  # of every network with dropout
@@ -431,12 +429,6 @@ def _check_images(
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: str) -> Model:
-    """Read a model file once per process."""
-    return checkpoint.load(model)
-
-
-@lru_cache(maxsize=1)
 def _predictor(
     model: str,
     device: str,
@@ -446,12 +438,12 @@ def _predictor(
 ) -> Predictor:
     """Build a model once per process; forked workers inherit it."""
     torch.set_num_threads(1)  # processes are the parallelism, and keep bits the same
-    return Predictor(_loaded(model), device, precision, velocity, dropout)
+    return Predictor(runs.model_of(model), device, precision, velocity, dropout)
 
 
 def predictor_of(run: Run) -> Predictor:
     """Return the model of a run, built once per process."""
-    velocity = (run.rv or _loaded(run.model).velocities) != "header"
+    velocity = (run.rv or runs.model_of(run.model).velocities) != "header"
     return _predictor(run.model, run.device, run.precision, velocity, run.dropout)
 
 

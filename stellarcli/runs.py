@@ -88,6 +88,12 @@ def prepare(
 
 
 @lru_cache(maxsize=1)
+def model_of(name: str) -> Model:
+    """Read a model file once per process."""
+    return checkpoint.load(name)
+
+
+@lru_cache(maxsize=1)
 def velocities(rv: str) -> Source:
     """Read a catalogue of velocities once per process."""
     return Source.of(rv)

@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from stellarcli import checkpoint, feeding, preparation
+from stellarcli import checkpoint, feeding, runs
 from stellarcli.catalog import BAD, FAILED, decode_name
 from stellarcli.checkpoint import Model
 from stellarcli.errors import NoUsableSpectraError, UsageError
@@ -23,7 +23,7 @@ from stellarcli.parallel import ordered_map
 from stellarcli.prediction import Predictor, Summary
 from stellarcli.preparation import CHUNK, Chunk
 from stellarcli.provenance import Card
-from stellarcli.velocity import Source
+from stellarcli.runs import Run
 
 TASK = 8  # spectra per task: each takes a while
 ALL = "all"  # name of the group of all spectra
@@ -294,14 +294,9 @@ def _work(task: Task, request: Request) -> tuple[Maps, np.ndarray, list]:
 
 
 def _prepare(task: Task, explainer: Explainer) -> Chunk:
-    model = explainer.model
-    return preparation.run(
-        task,
-        model.recipe,
-        velocities=Source.of(model.velocities),
-        inputs=explainer.predictor.inputs,
-        images=explainer.request.images,
-    )
+    model, request = explainer.model, explainer.request
+    run = Run(model=request.model, rv=model.velocities, images=request.images)
+    return runs.prepare(task, run, model.recipe, explainer.predictor.inputs)
 
 
 def _results(tasks: Sequence[Task], request: Request) -> Iterator:
