@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stellarcli import __version__, catalog, checkpoint, prediction, preparation
-from stellarcli.errors import StellarError, UsageError
+from stellarcli import __version__, catalog, prediction, preparation, runs
+from stellarcli.errors import StellarError, UsageError, first_line
 from stellarcli.inputs import Task
 from stellarcli.parallel import AHEAD, keep_freed_memory
 from stellarcli.runs import Run
@@ -110,9 +110,8 @@ def _connect(address: str) -> Client:
     try:
         client = Client(**where, timeout=CONNECTING, set_as_default=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error) or type(error).__name__
         raise UsageError(
-            f"no Dask scheduler answers at '{address}' ({reason.splitlines()[0]}). "
+            f"no Dask scheduler answers at '{address}' ({first_line(error)}). "
             "Give the address that 'dask scheduler' prints, such as tcp://host:8786, "
             "or the file of its option --scheduler-file."
         ) from None
@@ -124,7 +123,7 @@ def _connect(address: str) -> Client:
 def _jobs(tasks: Sequence[Task], run: Run) -> Iterator[Job]:
     """Tasks, with names that workers in other directories understand."""
     folder = os.getcwd()
-    sha256 = checkpoint.load(run.model).sha256
+    sha256 = runs.model_of(run.model).sha256
     if Path(run.model).is_file():
         run = replace(run, model=os.path.abspath(run.model))
     if run.rv and run.rv not in SOURCES:
@@ -228,15 +227,7 @@ def _work(job: Job) -> prediction.Result:
 def _renamed(rows: np.ndarray, names: dict[str, str]) -> np.ndarray:
     """Rows with other names of files, as wide as these need."""
     given = [catalog.encode_name(names[name.decode()]) for name in rows["file"]]
-    files = np.array(given, dtype="S")
-    dtype = [
-        (name, files.dtype if name == "file" else rows.dtype[name])
-        for name in rows.dtype.names
-    ]
-    result = np.empty(len(rows), dtype=dtype)
-    for name in rows.dtype.names:
-        result[name] = files if name == "file" else rows[name]
-    return result
+    return catalog.with_columns(rows, {"file": np.array(given, dtype="S")})
 
 
 @cache

@@ -104,6 +104,16 @@ class SpectrumError(StellarError):
     """One input can't be read as a spectrum; the reason goes to row, log, summary."""
 
 
+def one_line(error: BaseException) -> str:
+    """Message of an error in one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def unknown(kind: str, value: str, valid: Iterable[str]) -> UsageError:
     """Build the error for a name that isn't in a table of contents.
 

@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 
 from stellarcli import catalog
-from stellarcli.catalog import decode_name
-from stellarcli.errors import SpectrumError, UsageError
+from stellarcli.errors import SpectrumError, UsageError, first_line
 from stellarcli.preprocess import images
 from stellarcli.preprocess.images import Frame, ImageFlag
+from stellarcli.surveys.hdus import header_end
 
 ENDINGS = (".fits", ".fit", ".fits.gz", ".fits.bz2", ".fit.gz", ".fits.fz")
 NAMED = re.compile(r"frame-([a-z])-", re.IGNORECASE)
@@ -237,7 +237,9 @@ class Images:
                 else ""
                 for column in self._columns
             ]
-            paths.append([_located(name, folder) if name else None for name in names])
+            paths.append(
+                [catalog.located(name, folder) if name else None for name in names]
+            )
         return paths
 
     def _covering(self, rows: np.ndarray) -> list[list[str | None]]:
@@ -302,13 +304,6 @@ def _below(directory: str) -> list[str]:
     )
 
 
-def _located(name: str, folder: str) -> str:
-    """Path as written or percent-decoded, from here or from the table."""
-    decoded = decode_name(name)
-    choices = (name, decoded, os.path.join(folder, decoded))
-    return next((path for path in choices if os.path.isfile(path)), decoded)
-
-
 # -------------------------------------------------------------------------------- files
 
 
@@ -333,7 +328,9 @@ def read(path: str) -> Frame:
         except SpectrumError:
             raise
         except Exception as error:  # astropy raises what it likes on damaged files
-            raise SpectrumError(f"is no readable FITS image ({_line(error)})") from None
+            raise SpectrumError(
+                f"is no readable FITS image ({first_line(error)})"
+            ) from None
     return Frame(data, _wcs(header), _full(header), os.path.basename(path))
 
 
@@ -348,7 +345,7 @@ def _content(path: str, limit: int = -1) -> bytes:
         raise SpectrumError("is cut off: its compressed data end too early") from None
     except OSError as error:
         raise SpectrumError(
-            f"can't be read ({error.strerror or _line(error)})"
+            f"can't be read ({error.strerror or first_line(error)})"
         ) from None
 
 
@@ -379,7 +376,7 @@ def _wcs(header):
             found = wcs.has_celestial and wcs.all_pix2world([[0.0, 0.0]], 0)
         except Exception as error:  # wcslib has a dozen kinds
             raise SpectrumError(
-                f"has coordinates that can't be ({_line(error)})"
+                f"has coordinates that can't be ({first_line(error)})"
             ) from None
     if found is False or not np.isfinite(found).all():
         raise SpectrumError(
@@ -425,18 +422,11 @@ def _first_header(path: str):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return fits.Header.fromstring(head[: _end(head)].decode("ascii"))
+            if (end := header_end(head)) < 0:
+                raise ValueError("no END card")
+            return fits.Header.fromstring(head[:end].decode("ascii"))
         except Exception as error:  # astropy raises what it likes on damaged files
-            raise SpectrumError(f"is no FITS image ({_line(error)})") from None
-
-
-def _end(head: bytes) -> int:
-    """Length of the first header."""
-    for start in range(0, len(head), 2880):
-        block = head[start : start + 2880]
-        if any(block[n : n + 8] == b"END     " for n in range(0, len(block), 80)):
-            return start + 2880
-    raise ValueError("no END card")
+            raise SpectrumError(f"is no FITS image ({first_line(error)})") from None
 
 
 def _band(header, path: str) -> str:
@@ -447,8 +437,3 @@ def _band(header, path: str) -> str:
     if not text:
         raise SpectrumError("doesn't say its band: it has no card FILTER")
     return text.removeprefix("sdss").strip(" _-'") or text
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -15,7 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from stellarcli import catalog
-from stellarcli.catalog import decode_name
 from stellarcli.errors import StellarError, UsageError
 from stellarcli.prepared import PreparedTable, is_prepared
 
@@ -392,11 +391,4 @@ def paths_of(table: catalog.Table, directory: str = "") -> list[str]:
             f"{table.name} has neither spectra nor a column of paths "
             f"({', '.join(catalog.FILES)})."
         )
-    return [_located(str(text), directory) for text in table.rows[column]]
-
-
-def _located(text: str, directory: str) -> str:
-    """Path as written or percent-decoded, from here or from the catalogue."""
-    decoded = decode_name(text)
-    choices = (text, decoded, os.path.join(directory, decoded))
-    return next((path for path in choices if os.path.isfile(path)), decoded)
+    return [catalog.located(str(text), directory) for text in table.rows[column]]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from stellarcli.errors import one_line
+
 LARGEST = 1 << 20  # characters
 DEEPEST = 20  # lists and mappings within each other
 
@@ -52,5 +54,4 @@ def parse(text: str) -> Any:
     except PlainYAMLError:
         raise
     except Exception as error:  # wrong dates, endless integers: any kind is raised
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PlainYAMLError(reason[:300]) from None
+        raise PlainYAMLError(one_line(error)[:300]) from None

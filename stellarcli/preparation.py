@@ -219,12 +219,8 @@ def _photographed(
     rows["flag"][~usable] |= catalog.Flag.NO_IMAGE
     rows["flag"][defects] |= catalog.Flag.IMAGE_DEFECT
     names = [column.name for column in image_columns(bands)]
-    wider = np.empty(len(rows), rows.dtype.descr + [(name, "i2") for name in names])
-    for name in rows.dtype.names:
-        wider[name] = rows[name]
-    for n, name in enumerate(names):
-        wider[name] = cut.flags[:, n]
-    return wider, cut.pixels, cut.reasons
+    rows = catalog.with_columns(rows, dict(zip(names, cut.flags.T, strict=True)))
+    return rows, cut.pixels, cut.reasons
 
 
 def image_options(recipe: Recipe) -> tuple[tuple[str, ...], int]:
@@ -477,13 +473,7 @@ def join(rows: np.ndarray, matcher: catalog.Matcher) -> tuple[np.ndarray, int]:
             taken = np.char.encode(taken, "ascii", "replace").astype(wide)
         taken[~hit] = _filler(taken.dtype)
         columns[free] = taken
-    dtype = rows.dtype.descr + [(n, c.dtype) for n, c in columns.items()]
-    joined = np.empty(len(rows), dtype=dtype)
-    for name in rows.dtype.names:
-        joined[name] = rows[name]
-    for name, values in columns.items():
-        joined[name] = values
-    return joined, int(hit.sum())
+    return catalog.with_columns(rows, columns), int(hit.sum())
 
 
 def _filler(dtype: np.dtype) -> object:

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from stellarcli import catalog, feeding
-from stellarcli.errors import UsageError
+from stellarcli.errors import UsageError, first_line
 from stellarcli.feeding import Feed
 from stellarcli.preprocess import Batch, Recipe, images
 from stellarcli.provenance import Card
@@ -104,11 +104,11 @@ class PreparedTable:
                     own = hdus[IMAGES].read_header()["BITPIX"]
         except OSError as error:
             raise UsageError(
-                f"can't read prepared table '{path}': {_first_line(error)}"
+                f"can't read prepared table '{path}': {first_line(error)}"
             ) from None
         except (KeyError, ValueError) as error:
             raise UsageError(
-                f"'{path}' has no recipe in its header ({_first_line(error)}); make it "
+                f"'{path}' has no recipe in its header ({first_line(error)}); make it "
                 "with 'stellar preprocess'."
             ) from None
         if "FLUX" not in dtype.names or "IVAR" not in dtype.names:
@@ -325,18 +325,12 @@ class PreparedWriter:
         """
         if pixels is not None:
             self._keep(pixels)
-        pixels = batch.flux.shape[1]
-        vectors = [("FLUX", "f4", (pixels,)), ("IVAR", "f4", (pixels,))]
-        if not batch.common_grid:
-            vectors.append(("WAVELENGTH", "f8", (pixels,)))
-        table = np.zeros(len(rows), dtype=rows.dtype.descr + vectors)
-        for name in rows.dtype.names:
-            table[name] = rows[name]
-        table["FLUX"], table["IVAR"] = batch.flux, batch.ivar
+        vectors = {"FLUX": batch.flux, "IVAR": batch.ivar}
         if batch.common_grid:
             self._wavelength = batch.wavelength
         else:
-            table["WAVELENGTH"] = batch.wavelength
+            vectors["WAVELENGTH"] = batch.wavelength
+        table = catalog.with_columns(rows, vectors)
         with writing(self.path):
             if self._has_table:
                 self._fits[EXTENSION].append(table)
@@ -481,10 +475,6 @@ def _decoded(raw: np.ndarray) -> np.ndarray:
     if dtype == np.int8:
         return values ^ np.int8(-128)
     return values
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
 
 
 def is_prepared(path: str) -> bool:

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "stellarcli"
 # A module imports only from lines above its own; names on one line do not import each
 # other. A folder is one name: files within it may import each other.
 ORDER = """
-errors provenance plainyaml
-spectrum labels sptype devices claims processes resuming published selection
+errors provenance
+plainyaml spectrum labels sptype devices claims processes resuming published selection
 catalog metrics novelty parallel losses augmentation feeding
 familiarity
 preprocess settings parts

@@ -15,7 +15,7 @@ from stellarcli.archives import transfer, verification
 from stellarcli.archives.batch import Outcome, repeated
 from stellarcli.archives.client import SMALL, Client
 from stellarcli.archives.store import NAME, Item, Store, exists
-from stellarcli.errors import FetchError, StellarError, Trouble
+from stellarcli.errors import FetchError, StellarError, Trouble, one_line
 
 MD5 = re.compile(r"\b[0-9a-fA-F]{32}\b")
 PIECE = 1 << 20  # bytes read at a time
@@ -128,9 +128,8 @@ def unpack(
                     progress(1, size, len(outcome.troubles))
                 tarball.members = []  # they would all stay in memory
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise StellarError(
-            f"tarball '{path}' can't be read to its end: {reason}. Its first "
+            f"tarball '{path}' can't be read to its end: {one_line(error)}. Its first "
             f"{len(outcome.files)} spectra are kept; fetch it again, --resume goes on."
         ) from None
     for key in (wanted or {}).values():

@@ -20,7 +20,7 @@ from typing import IO
 import numpy as np
 
 from stellarcli.archives.client import LOGIN_PAGE, SMALL
-from stellarcli.errors import FetchError, Trouble
+from stellarcli.errors import FetchError, Trouble, one_line
 from stellarcli.surveys.hdus import BLOCK, CARD, END, GZIP, Header, inflater
 
 BZIP2 = b"BZh"
@@ -282,8 +282,7 @@ def _same(found: object, wanted: object) -> bool:
 
 
 def _damaged(error: Exception) -> FetchError:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return FetchError(f"the compressed file is damaged ({text[:100]})")
+    return FetchError(f"the compressed file is damaged ({one_line(error)[:100]})")
 
 
 def _bomb(limit: int) -> FetchError:

@@ -47,8 +47,16 @@ from stellarcli.catalog.matching import (
     match,
 )
 from stellarcli.catalog.reading import from_astropy, read
-from stellarcli.catalog.table import Column, Table, columns, columns_of, find, rows
-from stellarcli.catalog.text import decode_name, encode_name
+from stellarcli.catalog.table import (
+    Column,
+    Table,
+    columns,
+    columns_of,
+    find,
+    rows,
+    with_columns,
+)
+from stellarcli.catalog.text import decode_name, encode_name, located
 from stellarcli.catalog.writing import Extension, string_widths, write, write_parts
 
 __all__ = [
@@ -83,12 +91,14 @@ __all__ = [
     "flag_cards",
     "from_astropy",
     "literal",
+    "located",
     "match",
     "nearest",
     "read",
     "rows",
     "string_widths",
     "temporary_name",
+    "with_columns",
     "write",
     "write_checksum",
     "write_parts",

@@ -12,7 +12,7 @@ import numpy as np
 
 from stellarcli.catalog.files import format_of, literal, nearest, opened
 from stellarcli.catalog.table import Table, cards_by_name
-from stellarcli.errors import UsageError
+from stellarcli.errors import UsageError, one_line
 from stellarcli.provenance import Card
 
 
@@ -59,9 +59,8 @@ def read(
         raise
     except Exception as error:  # a damaged file can raise anything in these libraries
         name = "standard input" if source == "-" else source
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"can't read {name} as {_readable(form)}: {reason[:300]}. "
+            f"can't read {name} as {_readable(form)}: {one_line(error)[:300]}. "
             + _next_step(file, extension)
         ) from error
 

@@ -138,6 +138,22 @@ def rows(columns: Sequence[Column], values: Mapping[str, np.ndarray]) -> np.ndar
     return table
 
 
+def with_columns(rows: np.ndarray, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return rows with more columns behind theirs, or others in place of some.
+
+    Parameters
+    ----------
+    rows : structured ndarray, shape (row,)
+    columns : mapping of str to ndarray, shape (row, ...)
+    """
+    values = {name: rows[name] for name in rows.dtype.names} | dict(columns)
+    kinds = [(name, own.dtype, own.shape[1:]) for name, own in values.items()]
+    table = np.empty(len(rows), dtype=kinds)
+    for name, own in values.items():
+        table[name] = own
+    return table
+
+
 def row_type(columns: Sequence[Column], widths: Mapping[str, int]) -> np.dtype:
     """Type of a table's rows; `widths` are the bytes of text columns."""
     return np.dtype(

@@ -28,6 +28,25 @@ def decode_name(text: str) -> str:
     return os.fsdecode(unquote_to_bytes(text))
 
 
+def located(text: str, directory: str) -> str:
+    """Path of a name in a table, as written or decoded, from here or from there.
+
+    Parameters
+    ----------
+    text : str
+    directory : str
+        Of the table.
+
+    Returns
+    -------
+    str
+        Decoded and from here if there is no such file.
+    """
+    decoded = decode_name(text)
+    choices = (text, decoded, os.path.join(directory, decoded))
+    return next((path for path in choices if os.path.isfile(path)), decoded)
+
+
 def to_ascii(values: np.ndarray) -> np.ndarray:
     """Text as bytes; what isn't ASCII is percent-encoded, ``%`` left alone."""
     values = np.asarray(values)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stellarcli.errors import SpectrumError, StellarError
+from stellarcli.errors import SpectrumError, StellarError, first_line
 
 try:  # optional: inflates 1.7 times as fast
     from isal import isal_zlib as inflater
@@ -451,9 +451,7 @@ def parse_hdus(data: bytes) -> list[HDU]:
 
 def _header_block(data: bytes, start: int, number: int) -> tuple[bytes, int]:
     """Cards of the header that begins at `start`, and where its data begin."""
-    end = data.find(END, start)
-    while end >= 0 and (end - start) % CARD:
-        end = data.find(END, end + 1)
+    end = header_end(data, start)
     if end < 0:
         raise SpectrumError(
             f"the file is truncated: the header of HDU {number} has no END"
@@ -466,6 +464,14 @@ def _header_block(data: bytes, start: int, number: int) -> tuple[bytes, int]:
     if not block.isascii():  # a lost END, or a header that needs the library's patience
         raise UnusualFITS("header is not ASCII")
     return block, start - (start - end - CARD) // BLOCK * BLOCK
+
+
+def header_end(data: bytes, start: int = 0) -> int:
+    """Where the END card of the header that begins at `start` is; -1 without one."""
+    end = data.find(END, start)
+    while end >= 0 and (end - start) % CARD:
+        end = data.find(END, end + 1)
+    return end
 
 
 class LibraryHeader:
@@ -582,7 +588,7 @@ def library_parse(data: bytes) -> list[LibraryHDU]:
         except SpectrumError:
             raise
         except Exception as error:  # damaged files raise nearly anything
-            raise SpectrumError(f"damaged FITS file ({_first_line(error)})") from None
+            raise _damaged(error) from None
 
 
 def _check_promise(hdu: Any, number: int, there: int) -> None:
@@ -625,9 +631,8 @@ def with_fallback(data: bytes, use: Callable[[list], Any]) -> Any:
     except StellarError:
         raise
     except Exception as error:  # data are read late, so damage shows late
-        raise SpectrumError(f"damaged FITS file ({_first_line(error)})") from None
+        raise _damaged(error) from None
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
+def _damaged(error: Exception) -> SpectrumError:
+    return SpectrumError(f"damaged FITS file ({first_line(error).rstrip('.')})")
