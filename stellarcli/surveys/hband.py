@@ -20,12 +20,18 @@ import numpy as np
 from stellarcli.errors import UsageError, unknown
 from stellarcli.spectrum import SPEED_OF_LIGHT
 from stellarcli.surveys.cards import card, decimal, header_block, padded, remark
-from stellarcli.surveys.observing import MAX_VELOCITY, VELOCITY_SCATTER, check_snr
+from stellarcli.surveys.observing import (
+    MAX_VELOCITY,
+    VELOCITY_SCATTER,
+    check_snr,
+    lost_runs,
+    photon_ivar,
+    rough,
+)
 
 LABELS = ("teff", "logg", "feh", "alpha_fe", "vmacro")  # order of the emulator's
 SNR_RANGE = (20.0, 400.0)  # per pixel, evenly in its logarithm
 VELOCITY_ERROR = 0.3  # km/s
-ROUGH = 0.06  # of the continuum's Legendre terms, per detector
 LOST = 12  # runs of bad pixels, at most
 # pixels of an apStar file, and the first one's log10 Å and step
 PIXELS, COEFF0, COEFF1 = 8575, 4.179, 6e-6
@@ -220,18 +226,12 @@ def observe(
         off = (rv[star] - measured[star]) / SPEED_OF_LIGHT
         flux[star] = np.interp(position - off, position, own)
     for start, stop in emulator.segments:
-        x = np.linspace(-1, 1, stop - start)
-        bend = np.polynomial.legendre.legval(x, rng.normal(0, ROUGH, (4, count)))
-        flux[:, start:stop] *= np.exp(bend).astype(np.float32)
+        flux[:, start:stop] *= rough(count, stop - start, rng)
     low, high = check_snr(snr) or SNR_RANGE
     wanted = low * (high / low) ** rng.random(count)
-    level = np.median(flux, axis=1, keepdims=True)
-    ivar = np.square(wanted)[:, None] / (np.maximum(flux, 0.02 * level) * level)
-    ivar = ivar.astype(np.float32)
+    ivar = photon_ivar(flux, wanted)
     flux += rng.standard_normal(flux.shape, dtype=np.float32) / np.sqrt(ivar)
-    for star, runs in enumerate(rng.integers(0, LOST + 1, count)):
-        for start in rng.integers(0, flux.shape[1], runs):
-            ivar[star, start : start + rng.integers(1, 20)] = 0
+    ivar[lost_runs(flux.shape, LOST, rng)] = 0
     return Observation(emulator.wavelength, flux, ivar, labels, wanted, rv, measured)
 
 

@@ -26,14 +26,13 @@ from stellarcli.spectrum import SPEED_OF_LIGHT, PixelMask
 from stellarcli.surveys import hband, medium, synthesis
 from stellarcli.surveys.emulator import LABEL_NAMES, Emulator, draw_labels
 from stellarcli.surveys.hband import ApogeeEmulator
-from stellarcli.surveys.observing import simulate
+from stellarcli.surveys.observing import lost_runs, photon_ivar, rough, simulate
 
 POOL = 1000  # stars of medium resolution that are synthesised for a stream
 RANGES = {"teff": (3600.0, 13000.0), "logg": (-0.25, 5.2), "feh": (-2.5, 0.9)}
 POOR = 0.3  # of the stars are drawn with [Fe/H] below POOR_BELOW, besides the others
 POOR_BELOW = -1.0
 VELOCITY = 60.0  # km/s, scatter of stars
-ROUGH = 0.06  # of a continuum's Legendre terms, where nothing else is known
 MILES_AIR = (3540.5, 0.9, 4300)  # Å: first pixel, step, pixels
 
 
@@ -192,8 +191,8 @@ class Miles(Instrument):
         rest = emulator.spectrum(labels)
         rv = rng.normal(0, 8.0, count)  # the library is at rest, nearly
         flux = _on(wavelength, emulator.wavelength, rest, rv)
-        flux *= _rough(count, pixels, rng)
-        ivar = _snr_to_ivar(flux, 40 * 10 ** rng.random(count))
+        flux *= rough(count, pixels, rng)
+        ivar = photon_ivar(flux, 40 * 10 ** rng.random(count))
         ivar[:, wavelength < emulator.wavelength[0] + 5] = 0
         ivar[:, wavelength > emulator.arrays["red_start"]] = 0
         return batch_of(wavelength, flux, ivar, np.zeros(count), None, rng)
@@ -230,12 +229,12 @@ class Optical(Instrument):
             rest = gaussian_filter1d(rest, sigma, axis=1)
         rv = rng.normal(0, VELOCITY, count)
         flux = _on(wavelength, emulator.wavelength, rest, rv)
-        flux *= _rough(count, pixels, rng)
-        ivar = _snr_to_ivar(flux, 20 * 15 ** rng.random(count))
+        flux *= rough(count, pixels, rng)
+        ivar = photon_ivar(flux, 20 * 15 ** rng.random(count))
         known = emulator.constrained(labels)
         near = np.searchsorted(emulator.wavelength, wavelength)
         ivar *= known[:, np.minimum(near, known.shape[1] - 1)]
-        ivar[_lost_runs(flux.shape, 3, rng)] = 0
+        ivar[lost_runs(flux.shape, 3, rng)] = 0
         measured = rv + rng.normal(0, 5, count)
         return batch_of(wavelength, flux, ivar, measured, None, rng)
 
@@ -298,26 +297,3 @@ def _on(
         for own, v in zip(flux, rv, strict=True)
     ]
     return np.array(seen, dtype=np.float32)
-
-
-def _rough(count: int, pixels: int, rng: np.random.Generator) -> np.ndarray:
-    """Continua that no one has calibrated, about 1, float32 (star, pixel)."""
-    x = np.linspace(-1, 1, pixels)
-    bend = rng.normal(0, ROUGH, (4, count))
-    return np.exp(np.polynomial.legendre.legval(x, bend)).astype(np.float32)
-
-
-def _snr_to_ivar(flux: np.ndarray, snr: np.ndarray) -> np.ndarray:
-    """Inverse variance of photon noise with a median S/N, float32 (star, pixel)."""
-    level = np.median(flux, axis=1, keepdims=True)
-    variance = np.maximum(flux, 0.02 * level) * level / np.square(snr)[:, None]
-    return (1 / variance).astype(np.float32)
-
-
-def _lost_runs(shape: tuple[int, int], most: int, rng) -> np.ndarray:
-    """Draw runs of up to twenty bad pixels, bool (star, pixel)."""
-    lost = np.zeros(shape, dtype=bool)
-    for row, number in enumerate(rng.integers(0, most + 1, shape[0])):
-        for start in rng.integers(0, shape[1], number):
-            lost[row, start : start + rng.integers(1, 20)] = True
-    return lost

@@ -17,6 +17,7 @@ from stellarcli.spectrum import SPEED_OF_LIGHT
 from stellarcli.surveys.emulator import LABEL_NAMES, Emulator
 
 VELOCITY_SCATTER = 50.0  # km/s, as the DR10 training plans
+ROUGH = 0.06  # of the Legendre terms of continua that no one has calibrated
 MAX_VELOCITY = 600.0  # km/s, a few pixels inside the emulator's margin
 
 
@@ -369,3 +370,29 @@ def _bad_pixels(flux, ivar, rng, arrays) -> tuple[np.ndarray, np.ndarray]:
     tail = _from_quantiles(arrays["zero_tail_quantiles"], rng.random(count)).astype(int)
     flux[np.arange(size) >= size - tail[:, None]] = 0
     return andmask, ormask
+
+
+# ------------------------------------------------------- where nothing else is known
+
+
+def rough(count: int, pixels: int, rng: np.random.Generator) -> np.ndarray:
+    """Continua that no one has calibrated, about 1, float32 (star, pixel)."""
+    x = np.linspace(-1, 1, pixels)
+    bend = rng.normal(0, ROUGH, (4, count))
+    return np.exp(np.polynomial.legendre.legval(x, bend)).astype(np.float32)
+
+
+def photon_ivar(flux: np.ndarray, snr: np.ndarray) -> np.ndarray:
+    """Inverse variance of photon noise with a median S/N, float32 (star, pixel)."""
+    level = np.median(flux, axis=1, keepdims=True)
+    variance = np.maximum(flux, 0.02 * level) * level / np.square(snr)[:, None]
+    return (1 / variance).astype(np.float32)
+
+
+def lost_runs(shape: tuple[int, int], most: int, rng) -> np.ndarray:
+    """Draw runs of up to twenty bad pixels, bool (star, pixel)."""
+    lost = np.zeros(shape, dtype=bool)
+    for row, number in enumerate(rng.integers(0, most + 1, shape[0])):
+        for start in rng.integers(0, shape[1], number):
+            lost[row, start : start + rng.integers(1, 20)] = True
+    return lost

@@ -21,7 +21,6 @@ from stellarcli.surveys.emulator import Emulator
 synthesis.WINDOWS = ((4151.5, 4400.0), (4901.5, 5380.0))  # before anything is cached
 
 import select_lines  # noqa: E402
-from select_lines import ATOM, LAYER, MOLECULE  # noqa: E402
 
 select_lines.WINDOWS = synthesis.WINDOWS
 TEFF, FEH, LOGG = (4600.0, 5000.0), (-0.4, 0.2), 2.5
@@ -46,17 +45,7 @@ def stars(carbon: float, nitrogen: float) -> np.ndarray:
 
 def strong(lines: synthesis.Lines) -> synthesis.Lines:
     """Lines that matter in one of the stars."""
-    atmospheres = synthesis.atmosphere(stars(CARBON, NITROGEN))
-    levels = synthesis.populations(atmospheres)
-    opacity = np.max(
-        [
-            synthesis.strengths(lines, atmospheres, levels, n, LAYER)[0]
-            for n in range(len(levels))
-        ],
-        axis=0,
-    )
-    molecule = lines.kind >= 2 * len(synthesis.NAMES)
-    keep = opacity > np.where(molecule, MOLECULE, ATOM)
+    keep = select_lines.strong(lines, stars(CARBON, NITROGEN))
     arrays = (lines.wavelength, lines.kind, lines.energy, lines.log_gf)
     return synthesis.Lines(*(array[keep] for array in arrays))
 

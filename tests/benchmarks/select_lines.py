@@ -124,20 +124,25 @@ def calibrated(lines: Lines, path: Path) -> Lines:
     return replace(lines, log_gf=log_gf)
 
 
-def main() -> None:
-    lines = calibrated(read(Path(sys.argv[1])), Path(sys.argv[2]))
-    labels = np.array([[*star, *[star[2]] * len(synthesis.ELEMENTS)] for star in STARS])
+def strong(lines: Lines, labels: np.ndarray) -> np.ndarray:
+    """Say which lines matter in one of some stars, labels (star, label)."""
     stars = synthesis.atmosphere(labels)
     levels = synthesis.populations(stars)
     opacity = np.max(
         [
             synthesis.strengths(lines, stars, levels, n, LAYER)[0]
-            for n in range(len(STARS))
+            for n in range(len(labels))
         ],
         axis=0,
     )
     molecule = lines.kind >= 2 * len(synthesis.NAMES)
-    keep = np.flatnonzero(opacity > np.where(molecule, MOLECULE, ATOM))
+    return opacity > np.where(molecule, MOLECULE, ATOM)
+
+
+def main() -> None:
+    lines = calibrated(read(Path(sys.argv[1])), Path(sys.argv[2]))
+    labels = np.array([[*star, *[star[2]] * len(synthesis.ELEMENTS)] for star in STARS])
+    keep = np.flatnonzero(strong(lines, labels))
     keep = keep[np.argsort(lines.wavelength[keep])]
     np.savez_compressed(
         OUTPUT,
