@@ -246,6 +246,19 @@ def stellar(monkeypatch):
     return run
 
 
+# for `program`: parts of two spectra, so that few files make many parts
+SMALL = "prediction.PART = 1; preparation.CHUNK = 2"
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """`SMALL` in this process."""
+    from stellarcli import prediction, preparation
+
+    monkeypatch.setattr(prediction, "PART", 1)
+    monkeypatch.setattr(preparation, "CHUNK", 2)
+
+
 def program(*arguments, before=""):
     """Command line and options of `subprocess` for the program itself.
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import surveyfiles
 from astropy.table import Table
-from conftest import program
+from conftest import SMALL, program
 
 from stellarcli import catalog
 from stellarcli.catalog import FAILED, Flag, encode_name
@@ -537,17 +537,6 @@ def test_a_closed_pipe_says_nothing(stars, model):
 
 
 # ------------------------------------------------------------ resume, shards, workers
-
-SMALL = "prediction.PART = 1; preparation.CHUNK = 2"
-
-
-@pytest.fixture
-def small_parts(monkeypatch):
-    """Parts of two spectra, so that few files make many parts."""
-    from stellarcli import prediction, preparation
-
-    monkeypatch.setattr(prediction, "PART", 1)
-    monkeypatch.setattr(preparation, "CHUNK", 2)
 
 
 @pytest.fixture

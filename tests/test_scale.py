@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import surveyfiles
-from conftest import program
+from conftest import SMALL, program
 
 from stellarcli import catalog, claims
 from stellarcli.claims import claimed, lock_of
 from stellarcli.errors import OutputBusyError
-
-SMALL = "prediction.PART = 1; preparation.CHUNK = 2"
 
 
 @pytest.fixture
@@ -30,12 +28,8 @@ def many(stars, here):
 
 
 @pytest.fixture
-def whole(stellar, many, model, monkeypatch):
+def whole(stellar, many, model, small_parts):
     """Rows of the table that one process writes."""
-    from stellarcli import prediction, preparation
-
-    monkeypatch.setattr(prediction, "PART", 1)
-    monkeypatch.setattr(preparation, "CHUNK", 2)
     assert stellar("predict", *many, "-o", "whole.fits", "-m", model).status == 3
     return catalog.read("whole.fits")
 
