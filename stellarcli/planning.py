@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stellarcli import checkpoint, dataset, inputs, models, preparation
+from stellarcli import checkpoint, dataset, inputs, models, preparation, tabulation
 from stellarcli.catalog import Table
 from stellarcli.devices import choose_device
 from stellarcli.errors import NoUsableSpectraError, UsageError
@@ -74,7 +74,7 @@ def prepared(
 
 def _prepare(raw: list[str], output: Path, recipe: str) -> None:
     """Write a prepared table of raw files."""
-    summary = preparation.write_table(
+    summary = tabulation.write_table(
         list(inputs.tasks(raw, preparation.CHUNK)),
         str(output),
         checkpoint.find_recipe(recipe),

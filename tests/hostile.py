@@ -181,13 +181,13 @@ def _tables():
 
 
 def _prepared():
-    from stellarcli import preparation, preprocess
+    from stellarcli import preprocess, tabulation
     from stellarcli.inputs import Task
 
     with tempfile.TemporaryDirectory() as folder:
         star = str(surveyfiles.lamost_image(Path(folder, "a.fits")))
         output = str(Path(folder, "p.fits"))
-        preparation.write_table([Task((star,))], output, preprocess.get("rdn"))
+        tabulation.write_table([Task((star,))], output, preprocess.get("rdn"))
         return [Path(output).read_bytes()]
 
 

@@ -21,6 +21,7 @@ surveys
 prepared velocity streams imaging
 inputs
 preparation
+tabulation
 dataset
 models
 checkpoint folding

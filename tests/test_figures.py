@@ -9,9 +9,9 @@ import surveyfiles
 from stellarcli import figures, folding
 from stellarcli.errors import NoUsableSpectraError, OutputExistsError, UsageError
 from stellarcli.inputs import Task
-from stellarcli.preparation import write_table
 from stellarcli.preprocess import RECIPES, Batch, Recipe
 from stellarcli.spectrum import SPEED_OF_LIGHT, PixelMask, Spectrum, SpectrumMeta
+from stellarcli.tabulation import write_table
 
 START = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 

@@ -88,6 +88,7 @@ def preprocess(
         parallel,
         preparation,
         provenance,
+        tabulation,
         velocity,
     )
     from stellarcli.errors import ExitStatus, NoUsableSpectraError, UsageError
@@ -104,7 +105,7 @@ def preprocess(
         raise UsageError("--row says what --figure draws; give both, or neither.")
     tasks = list(inputs.tasks(found, preparation.CHUNK))
     with progress(sum(map(len, tasks)), "spectra", quiet) as bar:
-        summary = preparation.write_table(
+        summary = tabulation.write_table(
             tasks,
             target,
             chosen,
