@@ -15,7 +15,7 @@ from stellarcli import surveys
 from stellarcli.errors import SpectrumError, UsageError
 from stellarcli.preprocess.wavelength import vacuum_to_air
 from stellarcli.spectrum import SPEED_OF_LIGHT, PixelMask, Spectrum
-from stellarcli.surveys import SURVEYS, generic, hdus, lamost
+from stellarcli.surveys import SURVEYS, generic, hdus, lamost, library
 
 SHARED = Path(os.environ.get("STELLAR_TEST_DATA", "/work/shared/data"))
 REAL = sorted((SHARED / "formats").glob("*/*.fits*"))
@@ -41,7 +41,7 @@ def same(one, two):
 
 def read_with_library(path):
     """Read a file as `surveys.read` does, through astropy's HDUs only."""
-    found = hdus.library_hdus(path)
+    found = library.library_hdus(path)
     return surveys._survey_of(found).read(found, path)
 
 
@@ -886,7 +886,7 @@ def test_common_layouts_never_need_astropy(tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("the library was used")
 
-    monkeypatch.setattr(hdus, "library_parse", refuse)
+    monkeypatch.setattr(library, "library_parse", refuse)
     for layout in make.EXAMPLES:
         surveys.read(make.build(layout, tmp_path)[1])
     for path in REAL:

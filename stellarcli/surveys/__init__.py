@@ -17,7 +17,8 @@ import numpy as np
 from stellarcli.errors import SpectrumError, unknown
 from stellarcli.spectrum import Spectrum
 from stellarcli.surveys import apogee, generic, lamost, sdss
-from stellarcli.surveys.hdus import is_fits, read_bytes, with_fallback
+from stellarcli.surveys.hdus import is_fits, read_bytes
+from stellarcli.surveys.library import with_fallback
 
 
 @dataclass(frozen=True)

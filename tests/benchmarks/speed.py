@@ -238,7 +238,7 @@ def stages(model: checkpoint.Model, paths: list[Path]) -> None:
                 contents = [surveys.hdus.read_bytes(path) for path in some]
             with stage("parse"):
                 found = [
-                    surveys.hdus.with_fallback(
+                    surveys.library.with_fallback(
                         content,
                         lambda hdus, path=path: surveys.lamost.read_lrs(hdus, path),
                     )
