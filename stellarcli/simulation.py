@@ -13,8 +13,8 @@ from stellarcli.catalog import Column
 from stellarcli.errors import OutputExistsError, StellarError, UsageError, unknown
 from stellarcli.provenance import Card
 from stellarcli.surveys import hband, medium, simulated
+from stellarcli.surveys.atmospheres import LABELS
 from stellarcli.surveys.simulated import LABEL_NAMES, LIMITS
-from stellarcli.surveys.synthesis import LABELS
 
 Range = tuple[float, float]
 

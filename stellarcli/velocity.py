@@ -27,7 +27,7 @@ from stellarcli import catalog
 from stellarcli.errors import UsageError, unknown
 from stellarcli.preprocess import Batch, Recipe, continuum
 from stellarcli.spectrum import SPEED_OF_LIGHT, Spectrum
-from stellarcli.surveys import synthesis
+from stellarcli.surveys import atmospheres, synthesis
 from stellarcli.surveys.emulator import Emulator, plausible
 
 FASTEST = 800.0  # km/s
@@ -206,7 +206,7 @@ def _templates(
 @cache
 def medium_templates() -> Templates:
     """Return those of both arms of LAMOST MRS."""
-    labels = [[*star, *[star[2]] * len(synthesis.ELEMENTS)] for star in MEDIUM_STARS]
+    labels = [[*star, *[star[2]] * len(atmospheres.ELEMENTS)] for star in MEDIUM_STARS]
     models = synthesis.normalised(np.array(labels))
     models = synthesis.broadened(models, 7500.0, np.full(len(models), 5.0))
     grids = synthesis.grid()

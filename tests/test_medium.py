@@ -9,8 +9,9 @@ from astropy.io import fits
 from stellarcli import simulation, surveys
 from stellarcli.errors import UsageError
 from stellarcli.preprocess.wavelength import air_to_vacuum
-from stellarcli.surveys import medium, simulated, synthesis
-from stellarcli.surveys.synthesis import KINDS, LABELS, WINDOWS, Lines
+from stellarcli.surveys import atmospheres, medium, simulated, synthesis
+from stellarcli.surveys.atmospheres import KINDS, LABELS
+from stellarcli.surveys.synthesis import WINDOWS, Lines
 
 BENCHMARK = Path(__file__).parents[2] / "shared" / "data" / "benchmark"
 SUN = (5772.0, 4.44, 0.0)
@@ -29,7 +30,7 @@ def lines():
 
 @pytest.fixture(scope="module")
 def sun():
-    return synthesis.atmosphere(star(*SUN))
+    return atmospheres.atmosphere(star(*SUN))
 
 
 # --------------------------------------------------------------------------- physics
@@ -41,7 +42,7 @@ def test_the_line_list_holds_every_label(lines):
         inside = (lines.wavelength > low) & (lines.wavelength < high)
         assert inside.sum() > 2000
     kinds = {KINDS[kind] for kind in np.unique(lines.kind)}
-    assert {"Fe", *synthesis.ELEMENTS} - kinds == {"N"}
+    assert {"Fe", *atmospheres.ELEMENTS} - kinds == {"N"}
     assert {"CN", "MgH", "Fe+", "Ti+"} <= kinds
     assert "CH" not in kinds  # it has bands in neither window
 
@@ -58,7 +59,7 @@ def test_electrons_come_from_ions(sun):
     t, pe = sun.temperature[0], sun.electron_pressure[0]
     for layer in (0, 3, 6):
         ions = 0.0
-        for number, (energy, atom, ion, _) in enumerate(synthesis.SPECIES.values()):
+        for number, (energy, atom, ion, _) in enumerate(atmospheres.SPECIES.values()):
             ratio = 0.6665 * ion / atom * t[layer] ** 2.5
             ratio *= 10 ** (-5040 * energy / t[layer]) / pe[layer]
             ions += sun.abundance[0, number] * ratio / (1 + ratio)
@@ -69,15 +70,15 @@ def test_electrons_come_from_ions(sun):
 
 def test_bound_atoms_solve_the_law_of_mass_action():
     k, first, second = 3.0e4, 2.5e-4, 5e-4
-    x = synthesis._bound(first, second, k)
+    x = atmospheres._bound(first, second, k)
     assert 0 < x < first
     assert x == pytest.approx(k * (first - x) * (second - x), rel=1e-9)
 
 
 def test_opacity_of_a_line_goes_with_its_abundance(lines, sun):
-    rich = synthesis.atmosphere(star(*SUN, ni_h=0.3))
+    rich = atmospheres.atmosphere(star(*SUN, ni_h=0.3))
     pair = [
-        synthesis.strengths(lines, stars, synthesis.populations(stars), 0, 3)[0]
+        synthesis.strengths(lines, stars, atmospheres.populations(stars), 0, 3)[0]
         for stars in (sun, rich)
     ]
     nickel = lines.kind == KINDS.index("Ni")
@@ -146,7 +147,7 @@ def test_broadening_keeps_the_line_and_has_the_instruments_width():
 
 def test_collisions_with_hydrogen_widen_its_line_in_dwarfs(monkeypatch):
     # Barklem, Piskunov & O'Mara 2000, 1180 a0² at 10 km/s: γ/N = 7.3e-8 at 5000 K
-    pressure = 1.085 * synthesis.BOLTZMANN * 5000.0  # of one atom per cm³
+    pressure = 1.085 * atmospheres.BOLTZMANN * 5000.0  # of one atom per cm³
     assert synthesis._self_broadening(5000.0, pressure) == pytest.approx(
         7.3e-8, rel=0.01
     )
@@ -165,7 +166,7 @@ def test_collisions_with_hydrogen_widen_its_line_in_dwarfs(monkeypatch):
 
 def test_labels_outside_the_limits_are_refused():
     with pytest.raises(UsageError, match=r"teff = 9000 .* 3700 to 7200"):
-        synthesis.atmosphere(star(9000.0, 4.0, 0.0))
+        atmospheres.atmosphere(star(9000.0, 4.0, 0.0))
 
 
 STARS = {  # file, labels (α-rich where Gaia's benchmark is), lowest correlations

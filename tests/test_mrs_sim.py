@@ -10,10 +10,10 @@ from astropy.io import fits
 from stellarcli import catalog, checkpoint
 from stellarcli.catalog import Flag
 from stellarcli.spectrum import SPEED_OF_LIGHT
-from stellarcli.surveys import simulated, synthesis
+from stellarcli.surveys import atmospheres, simulated
 
 REAL = Path(__file__).parents[2] / "shared/data/formats/lamost-mrs-dr7"
-LABELS = synthesis.LABELS
+LABELS = atmospheres.LABELS
 
 
 def flags_of(row):

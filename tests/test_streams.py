@@ -7,9 +7,9 @@ from stellarcli import checkpoint, dataset, preprocess
 from stellarcli.errors import UsageError
 from stellarcli.settings import TrainConfig
 from stellarcli.streams import GROUP, Stream
+from stellarcli.surveys.atmospheres import LABELS
 from stellarcli.surveys.hband import ApogeeEmulator
 from stellarcli.surveys.instruments import INSTRUMENTS, Sky
-from stellarcli.surveys.synthesis import LABELS
 
 RECIPE = preprocess.get("spectrafm")
 NAMES = ("flux", "ivar", "wavelength", "extra")

@@ -23,7 +23,7 @@ import numpy as np
 from stellarcli.preprocess import Batch
 from stellarcli.preprocess.wavelength import air_to_vacuum
 from stellarcli.spectrum import SPEED_OF_LIGHT, PixelMask
-from stellarcli.surveys import hband, medium, synthesis
+from stellarcli.surveys import atmospheres, hband, medium, synthesis
 from stellarcli.surveys.emulator import LABEL_NAMES, Emulator, draw_labels
 from stellarcli.surveys.hband import ApogeeEmulator
 from stellarcli.surveys.observing import lost_runs, photon_ivar, rough, simulate
@@ -111,7 +111,7 @@ class LowResolution(Instrument):
 class MediumResolution(Instrument):
     """LAMOST's medium resolution; of a pool of stars."""
 
-    names = synthesis.LABELS
+    names = atmospheres.LABELS
     pixels = sum(pixels for _, pixels, _ in medium.ARMS.values())
 
     def __init__(self, sky: Sky):

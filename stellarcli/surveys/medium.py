@@ -14,10 +14,10 @@ import numpy as np
 
 from stellarcli.errors import UsageError, unknown
 from stellarcli.spectrum import SPEED_OF_LIGHT
-from stellarcli.surveys import synthesis
+from stellarcli.surveys import atmospheres, synthesis
+from stellarcli.surveys.atmospheres import ELEMENTS
 from stellarcli.surveys.emulator import draw_labels
 from stellarcli.surveys.observing import MAX_VELOCITY, VELOCITY_SCATTER, check_snr
-from stellarcli.surveys.synthesis import ELEMENTS
 
 # What is drawn without being asked: the stars of the RDN paper, and a margin
 DEFAULT_RANGES = {"teff": (3900.0, 6700.0), "logg": (0.3, 5.2), "feh": (-2.5, 0.5)}
@@ -53,7 +53,7 @@ def draw(
     Returns
     -------
     ndarray, shape (star, label)
-        Order `synthesis.LABELS`: K, dex.
+        Order `atmospheres.LABELS`: K, dex.
     """
     drawn = draw_labels(n, rng, check_ranges(ranges))
     logg, iron = drawn["logg"], drawn["feh"]
@@ -102,7 +102,7 @@ def check_ranges(ranges: Mapping[str, tuple[float, float]] | None) -> dict:
     for name, (low, high) in (ranges or {}).items():
         if name not in DEFAULT_RANGES:
             raise unknown("label", name, DEFAULT_RANGES)
-        least, most = synthesis.LIMITS[name]
+        least, most = atmospheres.LIMITS[name]
         if not least <= low <= high <= most:
             raise UsageError(
                 f"range {name}={low:g}:{high:g} can't be simulated for lamost-mrs; its "
@@ -125,7 +125,7 @@ class Observation:
     snr : dict of ndarray, shape (star,)
         Median flux over error per pixel; 0 where the arm is missing.
     labels : ndarray, shape (star, label)
-        Order `synthesis.LABELS`.
+        Order `atmospheres.LABELS`.
     rv, rv_measured, rv_error : ndarray, shape (star,)
         km/s.
     """
@@ -156,7 +156,7 @@ def observe(
     Parameters
     ----------
     labels : ndarray, shape (star, label)
-        Order `synthesis.LABELS`.
+        Order `atmospheres.LABELS`.
     rng : numpy.random.Generator
     snr : float or (float, float), optional
         Per pixel of the blue arm: one value, or a range that is drawn from evenly in

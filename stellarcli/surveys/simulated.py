@@ -15,7 +15,7 @@ import numpy as np
 
 from stellarcli.errors import UsageError, unknown
 from stellarcli.spectrum import SPEED_OF_LIGHT
-from stellarcli.surveys import frames, hband, medium, redclump, synthesis
+from stellarcli.surveys import atmospheres, frames, hband, medium, redclump
 from stellarcli.surveys.cards import (
     bzip2,
     card,
@@ -140,7 +140,7 @@ def truth_columns(survey: str, images: bool = False) -> list[tuple[str, str]]:
         return TRUTH_COLUMNS
     columns = [column for column in TRUTH_COLUMNS if column[0] != "ebv"]
     place = [name for name, _ in columns].index("rv")
-    labels = hband.LABELS[3:4] if survey == "apogee" else synthesis.LABELS[3:]
+    labels = hband.LABELS[3:4] if survey == "apogee" else atmospheres.LABELS[3:]
     more = [(name, "f8") for name in labels]
     return [*columns[:place], *more, *columns[place:]]
 
@@ -508,7 +508,7 @@ def _mrs_facts(
     ra, dec = positions[row]
     obsid = 2 * 10**10 + seed * 10**6 + index
     snr = {arm: _header_snr(stars.snr[arm][row]) for arm in medium.ARMS}
-    labels = dict(zip(synthesis.LABELS, stars.labels[row].tolist(), strict=True))
+    labels = dict(zip(atmospheres.LABELS, stars.labels[row].tolist(), strict=True))
     truth = {
         "file": f"med-{lmjd}-{plan}_sp{spid:02d}-{fibre:03d}.fits",
         "objid": str(obsid),

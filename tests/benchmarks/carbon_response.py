@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stellarcli.surveys import synthesis
+from stellarcli.surveys import atmospheres, synthesis
 from stellarcli.surveys.emulator import Emulator
 
 synthesis.WINDOWS = ((4151.5, 4400.0), (4901.5, 5380.0))  # before anything is cached
@@ -35,10 +35,10 @@ def stars(carbon: float, nitrogen: float) -> np.ndarray:
     rows = []
     for teff in TEFF:
         for feh in FEH:
-            row = np.full(len(synthesis.LABELS), feh)
+            row = np.full(len(atmospheres.LABELS), feh)
             row[:2] = teff, LOGG
-            row[synthesis.LABELS.index("c_h")] += carbon
-            row[synthesis.LABELS.index("n_h")] += nitrogen
+            row[atmospheres.LABELS.index("c_h")] += carbon
+            row[atmospheres.LABELS.index("n_h")] += nitrogen
             rows.append(row)
     return np.array(rows)
 

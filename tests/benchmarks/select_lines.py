@@ -18,8 +18,9 @@ import fitsio
 import numpy as np
 
 from stellarcli.preprocess.wavelength import air_to_vacuum
-from stellarcli.surveys import synthesis
-from stellarcli.surveys.synthesis import KINDS, WINDOWS, Lines
+from stellarcli.surveys import atmospheres, synthesis
+from stellarcli.surveys.atmospheres import KINDS
+from stellarcli.surveys.synthesis import WINDOWS, Lines
 
 ATOM, MOLECULE = 0.03, 0.02
 MGH = -0.4  # dex; epsilon Eridani's bands are that much weaker than the list's
@@ -86,11 +87,11 @@ def calibrated(lines: Lines, path: Path) -> Lines:
     """
     observed = fitsio.read(path).astype(float)
     air = 4800 + 0.01 * np.arange(observed.size)
-    labels = np.array([[*SUN, *[0.0] * len(synthesis.ELEMENTS)]])
-    stars = synthesis.atmosphere(labels)
-    levels = synthesis.populations(stars)
+    labels = np.array([[*SUN, *[0.0] * len(atmospheres.ELEMENTS)]])
+    stars = atmospheres.atmosphere(labels)
+    levels = atmospheres.populations(stars)
     center, _ = synthesis.strengths(lines, stars, levels, 0, LAYER)
-    judged = (center > WEAKEST) & (lines.kind < 2 * len(synthesis.NAMES))
+    judged = (center > WEAKEST) & (lines.kind < 2 * len(atmospheres.NAMES))
     for low, high in SPARED:
         judged &= (lines.wavelength < low) | (lines.wavelength > high)
     pieces = synthesis.grid()
@@ -126,8 +127,8 @@ def calibrated(lines: Lines, path: Path) -> Lines:
 
 def strong(lines: Lines, labels: np.ndarray) -> np.ndarray:
     """Say which lines matter in one of some stars, labels (star, label)."""
-    stars = synthesis.atmosphere(labels)
-    levels = synthesis.populations(stars)
+    stars = atmospheres.atmosphere(labels)
+    levels = atmospheres.populations(stars)
     opacity = np.max(
         [
             synthesis.strengths(lines, stars, levels, n, LAYER)[0]
@@ -135,13 +136,15 @@ def strong(lines: Lines, labels: np.ndarray) -> np.ndarray:
         ],
         axis=0,
     )
-    molecule = lines.kind >= 2 * len(synthesis.NAMES)
+    molecule = lines.kind >= 2 * len(atmospheres.NAMES)
     return opacity > np.where(molecule, MOLECULE, ATOM)
 
 
 def main() -> None:
     lines = calibrated(read(Path(sys.argv[1])), Path(sys.argv[2]))
-    labels = np.array([[*star, *[star[2]] * len(synthesis.ELEMENTS)] for star in STARS])
+    labels = np.array(
+        [[*star, *[star[2]] * len(atmospheres.ELEMENTS)] for star in STARS]
+    )
     keep = np.flatnonzero(strong(lines, labels))
     keep = keep[np.argsort(lines.wavelength[keep])]
     np.savez_compressed(
