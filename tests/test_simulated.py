@@ -14,7 +14,7 @@ import pytest
 
 from stellarcli.errors import UsageError
 from stellarcli.spectrum import SPEED_OF_LIGHT
-from stellarcli.surveys import simulated
+from stellarcli.surveys import cards, lamostfiles, simulated
 from stellarcli.surveys.simulated import (
     LABEL_NAMES,
     Emulator,
@@ -348,7 +348,7 @@ def test_unknown_survey_and_layout_are_named(tmp_path):
     ],
 )
 def test_designation_is_formed_like_lamost_s(ra, dec, name):
-    assert simulated.designation(ra, dec) == name
+    assert cards.designation(ra, dec) == name
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_designation_is_formed_like_lamost_s(ra, dec, name):
     [(9500, 4, "A1"), (5850, 4.4, "G2"), (3500, 4.9, "dM2"), (3500, 0.5, "gM2")],
 )
 def test_subclass_follows_temperature(teff, logg, name):
-    assert simulated.subclass(teff, logg) == name
+    assert lamostfiles.subclass(teff, logg) == name
 
 
 # --- real spectra ---------------------------------------------------------------------

@@ -19,7 +19,7 @@ from mk_stars import COOLEST, HOTTEST, SNR, TEFF, Library, read_templates
 
 from stellarcli import catalog, inputs, parallel, preparation, runs, sptype
 from stellarcli.prediction import predict
-from stellarcli.surveys import simulated
+from stellarcli.surveys import lamostfiles, simulated
 from stellarcli.surveys.cards import gzip
 
 
@@ -44,13 +44,13 @@ def main() -> None:
     labels[:, 0] = np.interp(number[rows], *TEFF)  # decides about the noise's colour
     rng = np.random.default_rng(options.seed)
     stars = simulated.simulate(labels, rng, snr=SNR, emulator=library)
-    positions = simulated._draw_positions(len(rows), rng)
-    wavelength = simulated._lrs_wavelength(library)
+    positions = simulated.draw_positions(len(rows), rng)
+    wavelength = lamostfiles.lrs_wavelength(library)
     for n, row in enumerate(rows):
-        facts = simulated._lrs_facts(options.seed, n, n, stars, positions)
+        facts = lamostfiles.lrs_facts(options.seed, n, n, stars, positions)
         kind = types[row].strip()
         facts["truth"]["subclass"] = kind if options.typed else ""
-        content = simulated._lrs_table(facts, stars, n, wavelength)
+        content = lamostfiles.lrs_table(facts, stars, n, wavelength)
         name = f"{kind.replace('/', '_')}-{row}-{n % options.times}.fits.gz"
         (options.output / name).write_bytes(gzip(content))
     target = f"{options.output}.catalogue.fits"
