@@ -99,7 +99,7 @@ def test_damage(broken, change, words, stellar, here):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda v, s: v.update(format=99), "format version 99; .* up to 2.*newer"),
+        (lambda v, s: v.update(format=99), "format version 99; .* up to 3.*newer"),
         (lambda v, s: v.pop("format"), "no format version"),
         (lambda v, s: v.pop("recipe"), "lacks the entry 'recipe'"),
         (lambda v, s: v["labels"][0].pop("name"), "can't be used.*name"),
