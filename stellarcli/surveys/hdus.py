@@ -16,24 +16,17 @@ import os
 import re
 import stat
 import struct
-import zlib
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from stellarcli.errors import SpectrumError
-
-try:  # optional: inflates 1.7 times as fast
-    from isal import isal_zlib as inflater
-except ImportError:
-    inflater = zlib
+from stellarcli.surveys.inflating import GZIP, LARGEST, gunzip
 
 BLOCK = 2880  # bytes; FITS headers and data are padded to multiples of it
 CARD = 80  # bytes
 END = b"END" + b" " * 77
-GZIP = b"\x1f\x8b"
-LARGEST = 1 << 28  # bytes; no spectrum is larger, and a damaged gzip may claim to be
 NO_SUCH_FILE = "no such file"  # reason of an input that isn't there
 LONGEST_HEADER = 1 << 20  # bytes; parsing far more takes the library minutes
 
@@ -349,44 +342,6 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     if not data:
         raise SpectrumError("the file is empty")
     return gunzip(data) if data.startswith(GZIP) else data
-
-
-def gunzip(data: bytes) -> bytes:
-    """Inflate gzip data of one or several members, checking each CRC.
-
-    Parameters
-    ----------
-    data : bytes
-
-    Returns
-    -------
-    bytes
-
-    Raises
-    ------
-    SpectrumError
-        If the data are cut short or damaged.
-    """
-    parts, room, copied = [], LARGEST, 0
-    while data.startswith(GZIP):  # padding or rubbish after the last member is ignored
-        inflate = inflater.decompressobj(wbits=31)
-        try:
-            parts.append(inflate.decompress(data, room))
-        except inflater.error as error:
-            raise SpectrumError(f"the gzip data are damaged ({error})") from None
-        room -= len(parts[-1])
-        copied += len(inflate.unused_data)
-        if room <= 0 or copied > 8 * LARGEST:  # of very many members
-            raise SpectrumError("what the gzip file holds is too large for a spectrum")
-        if not inflate.eof:
-            raise SpectrumError(
-                f"the gzip file is truncated: it ends after {len(data)} bytes"
-            )
-        data = inflate.unused_data
-    whole = parts[0] if len(parts) == 1 else b"".join(parts)
-    if not whole:
-        raise SpectrumError("the gzip file is empty inside")
-    return whole
 
 
 def is_fits(data: bytes) -> bool:
