@@ -1,0 +1,171 @@
+"""3×3 convolutions of images with half of the multiplications, for inference.
+
+Winograd's F(4, 3) (Lavin & Gray 2016, arXiv:1509.09308, section 4): a filter of three
+taps gives four neighbouring outputs from six products instead of twelve. Tiles of six
+inputs are mixed, the filter is mixed beforehand, outputs are mixed products. Here rows
+are mixed only: each of the six products is a convolution along columns, (1, 3) pixels
+wide, which oneDNN does at the processor's full rate. Mixing both ways would leave a
+quarter of the multiplications, and lose more in moving numbers than it saves.
+
+Rows are what mixing adds up, so they are the first axis in memory, where a row of all
+stars is one long vector: (row, star, column, channel). A row of zeros before the first
+and one after the last are what the convolution pads with; `rows_first` makes them, and
+all functions here keep them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+TILE = 4  # rows that a tile gives
+AT_ONCE = 32  # rows that are convolved together: more don't stay in the cache
+# rows: mixed inputs; columns: inputs (equation 18 of the paper, transposed)
+MIX = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+# rows: mixed filters; columns: taps
+FILTER = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
+BIASED = 1  # the product that every output has once
+
+
+def pays() -> bool:
+    """Whether this processor takes more time to multiply than to move numbers.
+
+    That was measured with AVX2. Wider vectors multiply twice as fast or more, and
+    memory is no faster for them.
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def fits(side: int) -> bool:
+    """Whether images of that many rows divide into tiles."""
+    return side % TILE == 0
+
+
+def rows_first(x: Tensor) -> Tensor:
+    """(star, channel, row, column) to (row + 2, star, column, channel)."""
+    stars, channels, rows, columns = x.shape
+    whole = _between_zeros(x, rows, stars, columns, channels)
+    whole[1:-1] = x.permute(2, 0, 3, 1)
+    return whole
+
+
+def stars_first(x: Tensor) -> Tensor:
+    """(row + 2, star, column, channel) to (star, row, column, channel)."""
+    return x[1:-1].transpose(0, 1)
+
+
+def pool_rectified(x: Tensor) -> Tensor:
+    """Largest of 3×3 pixels in steps of two, or 0; halves rows and columns.
+
+    The zeros around can't be told from what a rectifier leaves, so they do no harm.
+    """
+    rows = len(x) - 2
+    y = torch.maximum(x[0:rows:2], x[1:-1:2])
+    torch.maximum(y, x[2::2], out=y)
+    y = y.flatten(0, 1)[:, None].permute(0, 3, 1, 2)  # (row * star, channel, 1, column)
+    y = functional.max_pool2d(y, (1, 3), (1, 2), padding=(0, 1)).permute(0, 2, 3, 1)
+    y = y.view(rows // 2, x.shape[1], *y.shape[2:])
+    whole = _between_zeros(y, *y.shape)
+    torch.clamp(y, min=0, out=whole[1:-1])
+    return whole
+
+
+class Winograd(nn.Module):
+    """A 3×3 convolution that keeps the size of its images, rows first.
+
+    Parameters
+    ----------
+    convolve : Conv2d
+        Of one step, padded by one pixel, with a bias.
+    """
+
+    weight: Tensor
+    mix: Tensor
+
+    def __init__(self, convolve: nn.Conv2d):
+        super().__init__()
+        taps = convolve.weight.detach().double()  # (output, input, row, column)
+        mixed = torch.einsum("pr,oirc->poci", torch.tensor(FILTER).double(), taps)
+        # (product, output, column, input): channels last, as oneDNN likes them
+        self.register_buffer("weight", mixed.float().contiguous())
+        self.register_buffer("mix", torch.tensor(MIX, dtype=torch.float32))
+        self.bias = convolve.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(row + 2, star, column, input) to (row + 2, star, column, output)."""
+        rows = len(x) - 2
+        y = _between_zeros(x, rows, *x.shape[1:3], self.weight.shape[1])
+        for start in range(0, rows, AT_ONCE):
+            end = min(start + AT_ONCE, rows)
+            self._convolve(x[start : end + 2], y[start + 1 : end + 1])
+        return y
+
+    def _convolve(self, x: Tensor, y: Tensor) -> None:
+        """Fill rows from theirs and those beside them."""
+        tiles = len(y) // TILE
+        products = [
+            functional.conv2d(
+                mixed,
+                weight.permute(0, 2, 1)[:, :, None],
+                self.bias if number == BIASED else None,
+                padding=(0, 1),
+            )
+            for number, (mixed, weight) in enumerate(
+                zip(self._mix(x, tiles), self.weight, strict=True)
+            )
+        ]
+        parts = [p.permute(0, 2, 3, 1).view(tiles, *y.shape[1:]) for p in products]
+        unmix(parts, y.unflatten(0, (tiles, TILE)).unbind(1))
+
+    def _mix(self, x: Tensor, tiles: int) -> Tensor:
+        """Rows to mixed tiles, (product, tile * star, input, 1, column)."""
+        _, stars, columns, channels = x.shape
+        size, row = len(self.mix), x.stride(0)
+        mixed = x.new_empty((size, tiles * stars, 1, columns, channels))
+        torch.bmm(
+            self.mix.expand(tiles, size, size),
+            x.as_strided((tiles, size, row), (TILE * row, row, 1)),  # they overlap
+            out=mixed.view(size, tiles, row).transpose(0, 1),
+        )
+        return mixed.permute(0, 1, 4, 2, 3)
+
+
+def unmix(products: list[Tensor], rows: tuple[Tensor, ...]) -> None:
+    """Add six products up to a tile's four rows; uses the products up.
+
+    The matrix is (1 1 1 1 1 0; 0 1 -1 2 -2 0; 0 1 1 4 4 0; 0 1 -1 8 -8 1).
+    """
+    first, one, other, two, another, last = products
+    even = one + other
+    odd = torch.sub(one, other, out=other)
+    even_too = torch.add(two, another, out=one)
+    odd_too = torch.sub(two, another, out=another)
+    torch.add(first, even, out=first)
+    torch.add(first, even_too, out=rows[0])
+    torch.add(odd, odd_too, alpha=2, out=rows[1])
+    torch.add(even, even_too, alpha=4, out=rows[2])
+    torch.add(last, odd, out=last)
+    torch.add(last, odd_too, alpha=8, out=rows[3])
+
+
+def _between_zeros(like: Tensor, rows: int, *shape: int) -> Tensor:
+    """Make room for rows, with zeros before the first and behind the last."""
+    whole = like.new_empty((rows + 2, *shape))
+    whole[0] = 0
+    whole[-1] = 0
+    return whole
