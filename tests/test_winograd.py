@@ -65,7 +65,7 @@ def test_half_of_the_multiplications_are_left():
     assert multiplications(Winograd(convolve), rows_first(x)) == usual / 2
 
 
-@pytest.mark.parametrize("columns", [8, 7])
+@pytest.mark.parametrize("columns", [8, 2])
 def test_pooling_is_that_of_pytorch(columns):
     x = images(columns=columns)
     expected = functional.max_pool2d(functional.relu(x), 3, 2, padding=1)
