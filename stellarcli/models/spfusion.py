@@ -43,7 +43,6 @@ from stellarcli.models.winograd import (
     Winograd,
     fits,
     pays,
-    pool_rectified,
     rows_first,
     stars_first,
 )
@@ -153,7 +152,7 @@ class ByRows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(star, channel, row, column) to (star, row / 2, column / 2, channel)."""
-        x = pool_rectified(self.stem(rows_first(x)))
+        x = self.stem.pooled(rows_first(x))
         y = self.second(self.first(x).relu_())
         return stars_first(self.project(y.add_(x).relu_()))
 

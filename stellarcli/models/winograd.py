@@ -15,6 +15,8 @@ all functions here keep them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -69,23 +71,6 @@ def stars_first(x: Tensor) -> Tensor:
     return x[1:-1].transpose(0, 1)
 
 
-def pool_rectified(x: Tensor) -> Tensor:
-    """Largest of 3×3 pixels in steps of two, or 0; halves rows and columns, both even.
-
-    The zeros around can't be told from what a rectifier leaves, so they do no harm.
-    """
-    rows = len(x) - 2
-    y = torch.maximum(x[0:rows:2], x[1:-1:2])
-    torch.maximum(y, x[2::2], out=y)
-    left, right = y[:, :, ::2], y[:, :, 1::2]
-    whole = _between_zeros(x, *left.shape)
-    largest = torch.maximum(left, right, out=whole[1:-1])
-    inner = largest[:, :, 1:]
-    torch.maximum(inner, right[:, :, :-1], out=inner)
-    largest.clamp_(min=0)
-    return whole
-
-
 class Winograd(nn.Module):
     """A 3×3 convolution that keeps the size of its images, rows first.
 
@@ -109,16 +94,36 @@ class Winograd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(row + 2, star, column, input) to (row + 2, star, column, output)."""
-        rows = len(x) - 2
-        y = _between_zeros(x, rows, *x.shape[1:3], self.weight.shape[1])
-        for start in range(0, rows, AT_ONCE):
-            end = min(start + AT_ONCE, rows)
-            self._convolve(x[start : end + 2], y[start + 1 : end + 1])
+        y = _between_zeros(x, len(x) - 2, *x.shape[1:3], self.weight.shape[1])
+        for start, end in _parts(len(x) - 2):
+            rows = y[start + 1 : end + 1].unflatten(0, (-1, TILE)).unbind(1)
+            unmix(self._products(x[start : end + 2]), rows)
         return y
 
-    def _convolve(self, x: Tensor, y: Tensor) -> None:
-        """Fill rows from theirs and those beside them."""
-        tiles = len(y) // TILE
+    def pooled(self, x: Tensor) -> Tensor:
+        """Convolve, and keep the largest of 3×3 pixels in steps of two, or 0.
+
+        Rows and columns, of which there must be even numbers, are halved. While rows
+        are in the cache; and the zeros around can't be told from what a rectifier
+        leaves, so that they do no harm.
+        """
+        _, stars, columns, _ = x.shape
+        outputs = self.weight.shape[1]
+        y = _between_zeros(x, (len(x) - 2) // 2, stars, columns // 2, outputs)
+        before = None
+        for start, end in _parts(len(x) - 2):
+            rows = unmix(self._products(x[start : end + 2]))
+            pairs = y[start // 2 + 1 : end // 2 + 1].unflatten(0, (-1, TILE // 2))
+            for largest, out in zip(
+                _largest(rows, before), pairs.unbind(1), strict=True
+            ):
+                _pool_columns(largest, out)
+            before = rows[-1][-1]
+        return y
+
+    def _products(self, x: Tensor) -> list[Tensor]:
+        """Rows and those beside them to products, (tile, star, column, output) each."""
+        _, stars, columns, _ = x.shape
         products = [
             functional.conv2d(
                 mixed,
@@ -127,16 +132,17 @@ class Winograd(nn.Module):
                 padding=(0, 1),
             )
             for number, (mixed, weight) in enumerate(
-                zip(self._mix(x, tiles), self.weight, strict=True)
+                zip(self._mix(x), self.weight, strict=True)
             )
         ]
-        parts = [p.permute(0, 2, 3, 1).view(tiles, *y.shape[1:]) for p in products]
-        unmix(parts, y.unflatten(0, (tiles, TILE)).unbind(1))
+        return [
+            p.permute(0, 2, 3, 1).view(-1, stars, columns, p.shape[1]) for p in products
+        ]
 
-    def _mix(self, x: Tensor, tiles: int) -> Tensor:
+    def _mix(self, x: Tensor) -> Tensor:
         """Rows to mixed tiles, (product, tile * star, input, 1, column)."""
-        _, stars, columns, channels = x.shape
-        size, row = len(self.mix), x.stride(0)
+        rows, stars, columns, channels = x.shape
+        tiles, size, row = rows // TILE, len(self.mix), x.stride(0)
         mixed = x.new_empty((size, tiles * stars, 1, columns, channels))
         torch.bmm(
             self.mix.expand(tiles, size, size),
@@ -146,22 +152,67 @@ class Winograd(nn.Module):
         return mixed.permute(0, 1, 4, 2, 3)
 
 
-def unmix(products: list[Tensor], rows: tuple[Tensor, ...]) -> None:
+def unmix(
+    products: Sequence[Tensor], rows: Sequence[Tensor] | None = None
+) -> Sequence[Tensor]:
     """Add six products up to a tile's four rows; uses the products up.
 
     The matrix is (1 1 1 1 1 0; 0 1 -1 2 -2 0; 0 1 1 4 4 0; 0 1 -1 8 -8 1).
+
+    Parameters
+    ----------
+    products : sequence of Tensor
+    rows : sequence of Tensor, optional
+        Where to put the rows; where the products were by default.
     """
     first, one, other, two, another, last = products
     even = one + other
     odd = torch.sub(one, other, out=other)
     even_too = torch.add(two, another, out=one)
     odd_too = torch.sub(two, another, out=another)
+    rows = rows or (first, two, even, last)
     torch.add(first, even, out=first)
     torch.add(first, even_too, out=rows[0])
     torch.add(odd, odd_too, alpha=2, out=rows[1])
     torch.add(even, even_too, alpha=4, out=rows[2])
     torch.add(last, odd, out=last)
     torch.add(last, odd_too, alpha=8, out=rows[3])
+    return rows
+
+
+def _parts(rows: int) -> Iterator[tuple[int, int]]:
+    """Where rows start and end that are convolved together."""
+    for start in range(0, rows, AT_ONCE):
+        yield start, min(start + AT_ONCE, rows)
+
+
+def _largest(rows: Sequence[Tensor], before: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Largest of three rows around a tile's first and third; uses the first up.
+
+    Parameters
+    ----------
+    rows : sequence of Tensor
+        Four of (tile, star, column, channel).
+    before : Tensor, shape (star, column, channel), optional
+        The row before the first tile.
+    """
+    first, second, third, fourth = rows
+    upper = torch.maximum(first, second, out=first)
+    later = upper[1:]
+    torch.maximum(later, fourth[:-1], out=later)
+    if before is not None:
+        torch.maximum(upper[0], before, out=upper[0])
+    lower = torch.maximum(second, third, out=second)
+    return upper, torch.maximum(lower, fourth, out=lower)
+
+
+def _pool_columns(x: Tensor, out: Tensor) -> None:
+    """Keep the largest of three neighbouring columns, or 0; (tile, star, column, …)."""
+    left, right = x[:, :, ::2], x[:, :, 1::2]
+    torch.maximum(left, right, out=out)
+    inner = out[:, :, 1:]
+    torch.maximum(inner, right[:, :, :-1], out=inner)
+    out.clamp_(min=0)
 
 
 def _between_zeros(like: Tensor, rows: int, *shape: int) -> Tensor:
