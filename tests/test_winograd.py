@@ -51,6 +51,14 @@ def test_rows_beyond_those_at_once_are_no_different(monkeypatch):
     torch.testing.assert_close(Winograd(convolve)(x), whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "options", [{"stride": 2}, {"padding": 0}, {"groups": 4}, {"bias": False}]
+)
+def test_other_convolutions_are_refused(options):
+    with pytest.raises(ValueError, match=r"3×3.*Conv2d"):
+        Winograd(nn.Conv2d(8, 8, 3, **{"padding": 1} | options))
+
+
 def test_half_of_the_multiplications_are_left():
     convolve, x = convolution(), images(rows=16)
 

@@ -1,6 +1,6 @@
 """3×3 convolutions of images with half of the multiplications, for inference.
 
-Winograd's F(4, 3) (Lavin & Gray 2016, arXiv:1509.09308, section 4): a filter of three
+Winograd's F(4, 3) (Lavin & Gray 2016, arXiv:1509.09308, section 4.3): a filter of three
 taps gives four neighbouring outputs from six products instead of twelve. Tiles of six
 inputs are mixed, the filter is mixed beforehand, outputs are mixed products. Here rows
 are mixed only: each of the six products is a convolution along columns, (1, 3) pixels
@@ -23,7 +23,7 @@ from torch.nn import functional
 
 TILE = 4  # rows that a tile gives
 AT_ONCE = 32  # rows that are convolved together: more don't stay in the cache
-# rows: mixed inputs; columns: inputs (equation 18 of the paper, transposed)
+# rows: mixed inputs; columns: inputs
 MIX = (
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
@@ -78,12 +78,20 @@ class Winograd(nn.Module):
     ----------
     convolve : Conv2d
         Of one step, padded by one pixel, with a bias.
+
+    Raises
+    ------
+    ValueError
+        If it is another one.
     """
 
     weight: Tensor
     mix: Tensor
 
     def __init__(self, convolve: nn.Conv2d):
+        shape = convolve.kernel_size, convolve.stride, convolve.padding, convolve.groups
+        if shape != ((3, 3), (1, 1), (1, 1), 1) or convolve.bias is None:
+            raise ValueError(f"not a 3×3 convolution of one step with bias: {convolve}")
         super().__init__()
         taps = convolve.weight.detach().double()  # (output, input, row, column)
         mixed = torch.einsum("pr,oirc->poci", torch.tensor(FILTER).double(), taps)
@@ -103,9 +111,8 @@ class Winograd(nn.Module):
     def pooled(self, x: Tensor) -> Tensor:
         """Convolve, and keep the largest of 3×3 pixels in steps of two, or 0.
 
-        Rows and columns, of which there must be even numbers, are halved. While rows
-        are in the cache; and the zeros around can't be told from what a rectifier
-        leaves, so that they do no harm.
+        Halves rows and columns, both even. Rows are pooled while they are in the cache.
+        The zeros around can't be told from what a rectifier leaves: they do no harm.
         """
         _, stars, columns, _ = x.shape
         outputs = self.weight.shape[1]
