@@ -200,10 +200,9 @@ def mean_size(client: Client, items: Sequence[Item], typical: int) -> int:
     for item in items:
         for address in item.addresses:
             try:
-                reply = client.get(address)
+                reply = client.stream(address, lambda _: None)
             except FetchError:
                 continue
-            reply.answer.close()
             if reply.length and "json" not in reply.header("Content-Type"):
                 found.append(reply.length)
             break

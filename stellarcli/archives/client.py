@@ -6,14 +6,13 @@ TLS certificates are always verified; there is no option against it.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-import socket
-import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -30,12 +29,13 @@ from stellarcli.errors import FetchError, Trouble, UsageError
 CONNECTIONS = 8
 TIMEOUT = 30.0  # s without a byte
 CONNECT_TIMEOUT = 10.0  # s
-SLOWEST = 1000.0  # bytes/s; slower bodies, on average, count as hanging
+SLOWEST = 1000  # bytes/s; less counts as nothing
 REDIRECTS = 5
 LONGEST_WAIT = 120.0  # s that Retry-After may ask for
 WORDS = 1 << 16  # bytes of an error's body that are looked at
 SMALL = 64 << 20  # bytes; limit of what is kept in memory
 
+STATUS = re.compile(rb"HTTP/[\d.]+ +(\d{3})")
 BUSY = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
 LOGIN_ADDRESS = re.compile(r"log-?in|oauth|passport|sso|signin", re.IGNORECASE)
 LOGIN_PAGE = re.compile(
@@ -48,21 +48,50 @@ class Stopped(Exception):
     """The run has ended while this thread waited."""
 
 
+class _Enough(Exception):
+    """No more of a body is wanted."""
+
+
 @dataclass
 class Reply:
-    """The head of a good answer; its body is read from `Client.body`.
+    """The head of an answer.
 
     Attributes
     ----------
-    answer : wire.Answer
+    lines : list of bytes
+        As they came; an answer 1xx or one of a proxy may stand before the real one.
     """
 
-    answer: wire.Answer
+    lines: list[bytes] = field(default_factory=list)
+
+    @functools.cached_property
+    def _fields(self) -> list[bytes]:
+        """The status line and what follows it."""
+        heads = [n for n, line in enumerate(self.lines) if line.startswith(b"HTTP/")]
+        return self.lines[heads[-1] if heads else 0 :]
+
+    @property
+    def status(self) -> int:
+        """Status, 0 if there is none."""
+        found = STATUS.match(self._fields[0]) if self._fields else None
+        return int(found[1]) if found else 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the head came to its end."""
+        return b"\r\n" in self.lines or b"\n" in self.lines
+
+    @property
+    def good(self) -> bool:
+        """Whether the body is what was asked for."""
+        return self.status in (200, 206)
 
     @property
     def length(self) -> int | None:
         """Bytes of the body, if the server says so."""
-        return self.answer.length
+        text = self.header("Content-Length")
+        sized = text.isascii() and text.isdigit() and len(text) < 20
+        return int(text) if sized and not self.header("Transfer-Encoding") else None
 
     @property
     def name(self) -> str:
@@ -71,7 +100,66 @@ class Reply:
 
     def header(self, name: str) -> str:
         """Return a header; empty if there is none."""
-        return self.answer.headers.get(name.lower(), "")
+        wanted = name.lower().encode()
+        for line in self._fields:
+            found, _, value = line.partition(b":")
+            if found.lower() == wanted:
+                return value.strip().decode("latin-1")
+        return ""
+
+
+Write = Callable[[bytes], object]
+Begin = Callable[[Reply], Write | None]
+
+
+class _Body:
+    """Where the pieces of a body go, once its head is known.
+
+    Exceptions can't pass through libcurl: they are kept here.
+
+    Parameters
+    ----------
+    begin : callable
+        Of a good answer's head; returns what takes the pieces, or None if they aren't
+        wanted.
+    stop : threading.Event
+        Ends the exchange.
+    """
+
+    def __init__(self, begin: Begin, stop: threading.Event):
+        self.reply = Reply()
+        self.words: list[bytes] = []  # body of an answer that isn't good
+        self.error: BaseException | None = None
+        self._begin, self._stop = begin, stop
+        self._write: Write | None = None
+
+    def take(self, piece: bytes) -> int | None:
+        """Pass on a piece; -1 to libcurl if nobody wants more."""
+        try:
+            if self._stop.is_set():
+                raise Stopped
+            self.begun()(piece)
+        except BaseException as error:
+            self.error = error
+            return -1
+        return None
+
+    def begun(self) -> Write:
+        """Return what takes the pieces."""
+        if self._write is None:
+            begin = self._begin if self.reply.good else self._remember
+            self._write = begin(self.reply)
+        if self._write is None:
+            raise _Enough
+        return self._write
+
+    def _remember(self, reply: Reply) -> Write:
+        return self._word
+
+    def _word(self, piece: bytes) -> None:
+        self.words.append(piece)
+        if sum(map(len, self.words)) > WORDS:
+            raise _Enough
 
 
 class Client:
@@ -113,21 +201,22 @@ class Client:
         # by the monotonic clock: when the next request may start
         self._turn: Any = SimpleNamespace(value=0.0)
         self._lock: Any = threading.Lock()
-        self._lines = wire.Connections(connections, timeout, CONNECT_TIMEOUT)
-        address = urlsplit(self.base)
-        wire.proxy_of(address.scheme, address.hostname or "")  # now, not in a thread
+        self._lines = wire.Connections(timeout, CONNECT_TIMEOUT, SLOWEST)
         if token is not None:
             _check_private(self.base)
 
     def share(self, context: BaseContext) -> None:
-        """Let processes that are made of this one keep to one rate and its pauses."""
+        """Let processes that are made of this one keep to one rate and its pauses.
+
+        Connections that are open can't be theirs as well.
+        """
+        self._lines.close()
         self._turn = context.Value("d", self._turn.value)
         self._lock = self._turn.get_lock()
 
     def settle(self, connections: int) -> None:
         """Go on in a new process, with a share of the connections."""
         self.connections = connections
-        self._lines.forget()
 
     def mask(self, text: str) -> str:
         """Return a text without the token."""
@@ -143,11 +232,24 @@ class Client:
         if self.stop.wait(seconds) if seconds > 0 else self.stop.is_set():
             raise Stopped
 
-    def get(
+    def content(
         self,
         address: str,
         parameters: Mapping[str, object] | None = None,
+        limit: int = SMALL,
+    ) -> tuple[bytes, Reply]:
+        """Return the whole body of an answer; see `stream`."""
+        pieces: list[bytes] = []
+        reply = self.stream(address, lambda _: pieces.append, parameters, limit=limit)
+        return b"".join(pieces), reply
+
+    def stream(
+        self,
+        address: str,
+        begin: Begin,
+        parameters: Mapping[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
+        limit: int = SMALL,
     ) -> Reply:
         """Send a GET request and follow redirects.
 
@@ -155,19 +257,25 @@ class Client:
         ----------
         address : str
             Absolute.
+        begin : callable
+            Given the head, as soon as it is there, of an answer with status 200 or 206.
+            Returns what takes the body piece by piece, or None if it isn't wanted.
+            Whatever either of them raises ends the exchange.
         parameters : mapping, optional
             Of the query.
         headers : mapping, optional
+        limit : int
+            Bytes; a longer body is refused.
 
         Returns
         -------
         Reply
-            With status 200 or 206.
 
         Raises
         ------
         FetchError
-            Of every other outcome; the reason never contains the token.
+            Of every other outcome: another status, a body that is too long, too slow or
+            cut. The reason never contains the token.
         """
         secret = self.token is not None and _origin(address) == _origin(self.base)
         parameters = dict(parameters or {})
@@ -177,74 +285,35 @@ class Client:
             join = "&" if "?" in address else "?"
             address += join + urlencode(parameters)
         for _ in range(REDIRECTS + 1):
-            reply = Reply(self._send(address, headers or {}))
-            location = reply.header("Location")
-            if reply.answer.status not in (301, 302, 303, 307, 308) or not location:
-                return self._checked(reply)
-            reply.answer.close()
+            body = _Body(begin, self.stop)
+            self._exchange(address, {**HEADERS, **(headers or {})}, body, limit)
+            location = body.reply.header("Location")
+            if body.reply.status not in (301, 302, 303, 307, 308) or not location:
+                self._check(body)
+                return body.reply
             address = self._target(address, location, secret)
         raise FetchError("the archive redirects in circles")
 
-    def content(
-        self,
-        address: str,
-        parameters: Mapping[str, object] | None = None,
-        limit: int = SMALL,
-    ) -> tuple[bytes, Reply]:
-        """Return the whole body of an answer; see `get` and `body`."""
-        reply = self.get(address, parameters)
-        return b"".join(self.body(reply, limit)), reply
-
-    def body(self, reply: Reply, limit: int) -> Iterator[bytes]:
-        """Yield the body in pieces, as they arrive.
-
-        Parameters
-        ----------
-        reply : Reply
-        limit : int
-            Bytes; a longer body is refused.
-
-        Raises
-        ------
-        FetchError
-            If it is too long, too slow, or cut.
-        """
-        received, start = 0, time.monotonic()
-        try:
-            if reply.length is not None and reply.length > limit:
-                raise _too_long(f"{reply.length} bytes", limit)
-            while piece := reply.answer.read():
-                received += len(piece)
-                if received > limit:
-                    raise _too_long("more and more", limit)
-                self._check_speed(received, time.monotonic() - start)
-                yield piece
-        except wire.Ended:
-            raise _cut(received, reply.length) from None
-        except OSError as error:
-            raise self._failure(error) from None
-        finally:
-            reply.answer.close()  # what is left in it would be the next answer
-
-    def _check_speed(self, received: int, seconds: float) -> None:
-        if self.stop.is_set():
-            raise Stopped
-        if seconds > self.timeout and received < SLOWEST * seconds:
-            raise FetchError(
-                f"too slow: {received} bytes in {seconds:.0f} s, less than "
-                f"{SLOWEST:.0f} a second"
-            )
-
-    def _send(self, address: str, headers: Mapping[str, str]) -> wire.Answer:
+    def _exchange(
+        self, address: str, fields: Mapping[str, str], body: _Body, limit: int
+    ) -> None:
         with self._lock:
             now = time.monotonic()
             turn = max(now, self._turn.value)
             self._turn.value = turn + self._interval
         self.sleep(turn - now)
         try:
-            return self._lines.get(address, {**HEADERS, **headers})
-        except (OSError, ValueError) as error:
-            raise self._failure(error) from None
+            self._lines.get(address, fields, body.reply.lines.append, body.take, limit)
+            if not body.reply.whole:
+                raise FetchError("the connection was cut in the head of the answer")
+            body.begun()  # of an empty body nobody has heard yet
+        except _Enough:
+            return
+        except (wire.Failed, ValueError) as failure:
+            if body.error is None:
+                raise self._failure(failure, body.reply, limit) from None
+        if body.error is not None and not isinstance(body.error, _Enough):
+            raise body.error
 
     def _target(self, address: str, location: str, secret: bool) -> str:
         """Where a redirect leads, if it may be followed."""
@@ -271,14 +340,13 @@ class Client:
             )
         return target
 
-    def _checked(self, reply: Reply) -> Reply:
-        """Return the reply, or raise the error that its status means."""
-        number = reply.answer.status
-        if number in (200, 206):
-            return reply
-        words = self._words(reply)
+    def _check(self, body: _Body) -> None:
+        """Raise the error that a status means."""
+        if body.reply.good:
+            return
+        number, words = body.reply.status, self.words_of(b"".join(body.words))
         status = f"HTTP status {number}" + (f" ({words})" if words else "")
-        wait = _retry_after(reply.header("Retry-After"))
+        wait = _retry_after(body.reply.header("Retry-After"))
         if number in (429, 503) and wait:
             self.pause(wait)
         if number in BUSY:
@@ -288,13 +356,6 @@ class Client:
         if number in (404, 410):
             raise FetchError(f"{status}: no such file", Trouble.ABSENT)
         raise FetchError(status, Trouble.ANSWER)
-
-    def _words(self, reply: Reply) -> str:
-        """Return what the body of an error says, if it is JSON."""
-        try:
-            return self.words_of(b"".join(self.body(reply, WORDS)))
-        except FetchError:
-            return ""
 
     def words_of(self, content: bytes) -> str:
         """Return the message in a JSON answer, without the token; empty if none."""
@@ -309,24 +370,31 @@ class Client:
         text = " ".join(": ".join(words).split())
         return self.mask("".join(c for c in text if c.isprintable()))[:300]
 
-    def _failure(self, error: Exception) -> FetchError:
-        """Say why a connection failed, in words that don't quote the address."""
+    def _failure(
+        self, failure: wire.Failed | ValueError, reply: Reply, limit: int
+    ) -> FetchError:
+        """Say why an exchange failed, in words that don't quote the address."""
         if self.stop.is_set():
             raise Stopped
-        where = urlsplit(self.base).netloc
-        if isinstance(error, socket.gaierror):
-            return FetchError(f"the name of {where} can't be resolved")
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return FetchError(
-                f"the certificate of {where} isn't valid: {error.verify_message}",
-                Trouble.REFUSED,
-            )
-        if isinstance(error, TimeoutError):
-            return FetchError(f"nothing came for {self.timeout:g} s")
-        if isinstance(error, ValueError):
+        if isinstance(failure, ValueError) or failure.code == wire.NO_ADDRESS:
             return FetchError("the archive names an address that is none")
-        text = error.strerror or str(error) or type(error).__name__
-        return FetchError(f"the connection failed ({self.mask(text)})")
+        where, text = urlsplit(self.base).netloc, self.mask(str(failure))
+        if failure.code in wire.UNRESOLVED:
+            return FetchError(f"the name of {where} can't be resolved")
+        if failure.code in wire.UNTRUSTED:
+            return FetchError(
+                f"the certificate of {where} isn't valid: {text}", Trouble.REFUSED
+            )
+        if failure.code == wire.TOO_LONG:
+            return _too_long(reply.length, limit)
+        if failure.code == wire.TOO_SLOW:
+            return _too_slow(failure.received, self.timeout)
+        if failure.code in wire.CUT and failure.received:
+            return FetchError(
+                f"the connection was cut after {failure.received} of {reply.length} "
+                "bytes"
+            )
+        return FetchError(f"the connection failed ({text})")
 
 
 HEADERS = {
@@ -405,11 +473,17 @@ def _retry_after(text: str | None) -> float:
     return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else 0.0
 
 
-def _cut(received: int, length: int | None) -> FetchError:
-    return FetchError(f"the connection was cut after {received} of {length} bytes")
-
-
-def _too_long(found: str, limit: int) -> FetchError:
+def _too_long(length: int | None, limit: int) -> FetchError:
+    found = f"{length} bytes" if length else "more and more"
     return FetchError(
         f"the archive sends {found}, where {limit} bytes are the most", Trouble.REFUSED
+    )
+
+
+def _too_slow(received: int, timeout: float) -> FetchError:
+    if not received:
+        return FetchError(f"nothing came for {timeout:g} s")
+    return FetchError(
+        f"too slow: {received} bytes have come, and for {timeout:g} s less than "
+        f"{SLOWEST} a second"
     )

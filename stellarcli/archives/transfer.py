@@ -6,6 +6,7 @@ it says of which version of the file it is a part.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -143,36 +144,57 @@ class Part:
         headers = {"Range": f"bytes={start}-"} if start else {}
         if start and known["validator"]:
             headers["If-Range"] = known["validator"]
+        with (
+            catalog.explained(str(self.target), str(self.path)),
+            contextlib.ExitStack() as files,
+        ):
+
+            def begin(reply: Reply) -> Callable[[bytes], None]:
+                first, total = self._range(reply, start, known)
+                room = self._room(first, total)
+                self._remember(address, reply, total)
+                file = files.enter_context(open(self.path, "rb+" if first else "wb"))
+                file.truncate(first)
+                file.seek(first)
+                progress(first, total)
+
+                def write(piece: bytes) -> None:
+                    if file.tell() - first + len(piece) > room:
+                        raise self._too_large(None, room)
+                    file.write(piece)
+                    progress(file.tell(), total)
+
+                return write
+
+            try:
+                client.stream(address, begin, headers=headers, limit=LARGEST)
+            except FetchError as error:
+                if start and "416" in str(error):  # the file has become shorter
+                    self.discard()
+                    raise FetchError("the file changed while it was fetched") from None
+                raise
+
+    def _range(self, reply: Reply, start: int, known: dict) -> tuple[int, int | None]:
+        """Where the body belongs in the file, and the bytes of the whole."""
         try:
-            reply = client.get(address, headers=headers)
-        except FetchError as error:
-            if start and "416" in str(error):  # the file has become shorter
-                self.discard()
-                raise FetchError("the file changed while it was fetched") from None
-            raise
-        try:
-            start, total = _range(reply, start, known)
+            return _range(reply, start, known)
         except FetchError:
-            reply.answer.close()
             self.discard()
             raise
+
+    def _room(self, start: int, total: int | None) -> int:
+        """Bytes that may be written; raises `StellarError` if it is too few."""
         room = shutil.disk_usage(self.path.parent).free - RESERVE
         if total is not None and total - start > room:
-            reply.answer.close()
-            raise StellarError(
-                f"{self.target} needs {(total - start) / 1e9:.2f} GB, and "
-                f"{max(room, 0) / 1e9:.2f} GB are to be had on its disk. Free some "
-                "space, or write elsewhere."
-            )
-        with catalog.explained(str(self.target), str(self.path)):
-            self._remember(address, reply, total)
-            with open(self.path, "rb+" if start else "wb") as file:
-                file.truncate(start)
-                file.seek(start)
-                progress(start, total)
-                for chunk in client.body(reply, min(room, LARGEST - start)):
-                    file.write(chunk)
-                    progress(file.tell(), total)
+            raise self._too_large(total - start, room)
+        return room
+
+    def _too_large(self, size: int | None, room: int) -> StellarError:
+        needs = "more" if size is None else f"{size / 1e9:.2f} GB"
+        return StellarError(
+            f"{self.target} needs {needs}, and {max(room, 0) / 1e9:.2f} GB are to be "
+            "had on its disk. Free some space, or write elsewhere."
+        )
 
     def _known(self, address: str) -> dict:
         """Read the note about what is there, if it belongs to this address."""
@@ -194,7 +216,7 @@ class Part:
 
 def _range(reply: Reply, start: int, known: dict) -> tuple[int, int | None]:
     """Where the body belongs in the file, and the bytes of the whole."""
-    if reply.answer.status != 206:
+    if reply.status != 206:
         return 0, reply.length
     found = CONTENT_RANGE.fullmatch(reply.header("Content-Range"))
     if not start or not found or int(found[1]) != start:
