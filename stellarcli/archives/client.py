@@ -6,23 +6,21 @@ TLS certificates are always verified; there is no option against it.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from email.message import Message
 from email.utils import parsedate_to_datetime
 from multiprocessing.context import BaseContext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from stellarcli import __version__
 from stellarcli.archives import wire
+from stellarcli.archives.exchange import Begin, Exchange, Failed, Reply
 from stellarcli.archives.token import Token
 from stellarcli.errors import FetchError, Trouble, UsageError
 
@@ -32,138 +30,23 @@ CONNECT_TIMEOUT = 10.0  # s
 SLOWEST = 1000  # bytes/s; less counts as nothing
 REDIRECTS = 5
 LONGEST_WAIT = 120.0  # s that Retry-After may ask for
-WORDS = 1 << 16  # bytes of an error's body that are looked at
 SMALL = 64 << 20  # bytes; limit of what is kept in memory
 
-STATUS = re.compile(rb"HTTP/[\d.]+ +(\d{3})")
+T = TypeVar("T")
+LOOK = 0.2  # s; Ctrl-C is heard that often
+REDIRECTING = {301, 302, 303, 307, 308}
 BUSY = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
 LOGIN_ADDRESS = re.compile(r"log-?in|oauth|passport|sso|signin", re.IGNORECASE)
 LOGIN_PAGE = re.compile(
     rb"log\s*-?in|sign\s*-?in|password|oauth|\xe7\x99\xbb\xe5\xbd\x95", re.I
 )
-PLAIN_NAME = re.compile(r'\s*attachment\s*;\s*filename="?([\w.+-]+)"?\s*', re.ASCII)
 
 
-class Stopped(Exception):
-    """The run has ended while this thread waited."""
-
-
-class _Enough(Exception):
-    """No more of a body is wanted."""
-
-
-@dataclass
-class Reply:
-    """The head of an answer.
-
-    Attributes
-    ----------
-    lines : list of bytes
-        As they came; an answer 1xx or one of a proxy may stand before the real one.
-    """
-
-    lines: list[bytes] = field(default_factory=list)
-
-    @functools.cached_property
-    def _fields(self) -> list[bytes]:
-        """The status line and what follows it."""
-        heads = [n for n, line in enumerate(self.lines) if line.startswith(b"HTTP/")]
-        return self.lines[heads[-1] if heads else 0 :]
-
-    @property
-    def status(self) -> int:
-        """Status, 0 if there is none."""
-        found = STATUS.match(self._fields[0]) if self._fields else None
-        return int(found[1]) if found else 0
-
-    @property
-    def whole(self) -> bool:
-        """Whether the head came to its end."""
-        return b"\r\n" in self.lines or b"\n" in self.lines
-
-    @property
-    def good(self) -> bool:
-        """Whether the body is what was asked for."""
-        return self.status in (200, 206)
-
-    @property
-    def length(self) -> int | None:
-        """Bytes of the body, if the server says so."""
-        text = self.header("Content-Length")
-        sized = text.isascii() and text.isdigit() and len(text) < 20
-        return int(text) if sized and not self.header("Transfer-Encoding") else None
-
-    @property
-    def name(self) -> str:
-        """File name that the server proposes; anything may be in it."""
-        return _proposed_name(self.header("Content-Disposition"))
-
-    def header(self, name: str) -> str:
-        """Return a header; empty if there is none."""
-        wanted = name.lower().encode()
-        for line in self._fields:
-            found, _, value = line.partition(b":")
-            if found.lower() == wanted:
-                return value.strip().decode("latin-1")
-        return ""
-
-
-Write = Callable[[bytes], object]
-Begin = Callable[[Reply], Write | None]
-
-
-class _Body:
-    """Where the pieces of a body go, once its head is known.
-
-    Exceptions can't pass through libcurl: they are kept here.
-
-    Parameters
-    ----------
-    begin : callable
-        Of a good answer's head; returns what takes the pieces, or None if they aren't
-        wanted.
-    stop : threading.Event
-        Ends the exchange.
-    """
-
-    def __init__(self, begin: Begin, stop: threading.Event):
-        self.reply = Reply()
-        self.words: list[bytes] = []  # body of an answer that isn't good
-        self.error: BaseException | None = None
-        self._begin, self._stop = begin, stop
-        self._write: Write | None = None
-
-    def take(self, piece: bytes) -> int | None:
-        """Pass on a piece; -1 to libcurl if nobody wants more."""
-        try:
-            if self._stop.is_set():
-                raise Stopped
-            self.begun()(piece)
-        except BaseException as error:
-            self.error = error
-            return -1
-        return None
-
-    def begun(self) -> Write:
-        """Return what takes the pieces."""
-        if self._write is None:
-            begin = self._begin if self.reply.good else self._remember
-            self._write = begin(self.reply)
-        if self._write is None:
-            raise _Enough
-        return self._write
-
-    def _remember(self, reply: Reply) -> Write:
-        return self._word
-
-    def _word(self, piece: bytes) -> None:
-        self.words.append(piece)
-        if sum(map(len, self.words)) > WORDS:
-            raise _Enough
+Steps = Generator[Exchange, None, T]
 
 
 class Client:
-    """Connections to one archive, shared by threads.
+    """Connections to one archive.
 
     Parameters
     ----------
@@ -196,12 +79,11 @@ class Client:
         self.token = token
         self.connections = connections
         self.timeout = timeout
-        self.stop = threading.Event()
+        self.lines = wire.Connections(connections, timeout, CONNECT_TIMEOUT, SLOWEST)
         self._interval = 1.0 / rate if rate else 0.0
         # by the monotonic clock: when the next request may start
         self._turn: Any = SimpleNamespace(value=0.0)
-        self._lock: Any = threading.Lock()
-        self._lines = wire.Connections(timeout, CONNECT_TIMEOUT, SLOWEST)
+        self._lock: Any = nullcontext()
         if token is not None:
             _check_private(self.base)
 
@@ -210,7 +92,7 @@ class Client:
 
         Connections that are open can't be theirs as well.
         """
-        self._lines.close()
+        self.lines.close()
         self._turn = context.Value("d", self._turn.value)
         self._lock = self._turn.get_lock()
 
@@ -227,10 +109,12 @@ class Client:
         with self._lock:
             self._turn.value = max(self._turn.value, time.monotonic() + seconds)
 
-    def sleep(self, seconds: float) -> None:
-        """Wait; raise `Stopped` as soon as the run has ended."""
-        if self.stop.wait(seconds) if seconds > 0 else self.stop.is_set():
-            raise Stopped
+    def turn(self) -> float:
+        """When the next request may start, by the monotonic clock; it has to, then."""
+        with self._lock:
+            turn = max(time.monotonic(), self._turn.value)
+            self._turn.value = turn + self._interval
+        return turn
 
     def content(
         self,
@@ -239,8 +123,19 @@ class Client:
         limit: int = SMALL,
     ) -> tuple[bytes, Reply]:
         """Return the whole body of an answer; see `stream`."""
+        return self._done(self.content_steps(address, parameters, limit))
+
+    def content_steps(
+        self,
+        address: str,
+        parameters: Mapping[str, object] | None = None,
+        limit: int = SMALL,
+    ) -> Steps[tuple[bytes, Reply]]:
+        """As `content`, for those who have the exchanges done; see `steps`."""
         pieces: list[bytes] = []
-        reply = self.stream(address, lambda _: pieces.append, parameters, limit=limit)
+        reply = yield from self.steps(
+            address, lambda _: pieces.append, parameters, limit=limit
+        )
         return b"".join(pieces), reply
 
     def stream(
@@ -277,6 +172,38 @@ class Client:
             Of every other outcome: another status, a body that is too long, too slow or
             cut. The reason never contains the token.
         """
+        return self._done(self.steps(address, begin, parameters, headers, limit))
+
+    def _done(self, steps: Steps[T]) -> T:
+        """Do exchanges one after another, and return what comes of them."""
+        try:
+            while True:
+                exchange = next(steps)
+                time.sleep(max(self.turn() - time.monotonic(), 0.0))
+                self.lines.start(exchange)
+                while not self.lines.ended(LOOK):
+                    pass
+        except StopIteration as end:
+            return end.value
+        except BaseException:
+            self.lines.close()
+            raise
+
+    def steps(
+        self,
+        address: str,
+        begin: Begin,
+        parameters: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+        limit: int = SMALL,
+    ) -> Steps[Reply]:
+        """As `stream`, for those who have the exchanges done, perhaps many at once.
+
+        Yields
+        ------
+        Exchange
+            To be done before the next one is asked for: a redirect is another one.
+        """
         secret = self.token is not None and _origin(address) == _origin(self.base)
         parameters = dict(parameters or {})
         if secret:
@@ -285,35 +212,16 @@ class Client:
             join = "&" if "?" in address else "?"
             address += join + urlencode(parameters)
         for _ in range(REDIRECTS + 1):
-            body = _Body(begin, self.stop)
-            self._exchange(address, {**HEADERS, **(headers or {})}, body, limit)
-            location = body.reply.header("Location")
-            if body.reply.status not in (301, 302, 303, 307, 308) or not location:
-                self._check(body)
-                return body.reply
+            exchange = Exchange(address, {**HEADERS, **(headers or {})}, begin, limit)
+            yield exchange
+            self._check(exchange)
+            if exchange.reply.good:
+                return exchange.reply
+            location = exchange.reply.header("Location")
+            if exchange.reply.status not in REDIRECTING or not location:
+                raise self._refusal(exchange)
             address = self._target(address, location, secret)
         raise FetchError("the archive redirects in circles")
-
-    def _exchange(
-        self, address: str, fields: Mapping[str, str], body: _Body, limit: int
-    ) -> None:
-        with self._lock:
-            now = time.monotonic()
-            turn = max(now, self._turn.value)
-            self._turn.value = turn + self._interval
-        self.sleep(turn - now)
-        try:
-            self._lines.get(address, fields, body.reply.lines.append, body.take, limit)
-            if not body.reply.whole:
-                raise FetchError("the connection was cut in the head of the answer")
-            body.begun()  # of an empty body nobody has heard yet
-        except _Enough:
-            return
-        except (wire.Failed, ValueError) as failure:
-            if body.error is None:
-                raise self._failure(failure, body.reply, limit) from None
-        if body.error is not None and not isinstance(body.error, _Enough):
-            raise body.error
 
     def _target(self, address: str, location: str, secret: bool) -> str:
         """Where a redirect leads, if it may be followed."""
@@ -340,22 +248,20 @@ class Client:
             )
         return target
 
-    def _check(self, body: _Body) -> None:
-        """Raise the error that a status means."""
-        if body.reply.good:
-            return
-        number, words = body.reply.status, self.words_of(b"".join(body.words))
+    def _refusal(self, exchange: Exchange) -> FetchError:
+        """Build the error that a status means."""
+        number, words = exchange.reply.status, self.words_of(b"".join(exchange.words))
         status = f"HTTP status {number}" + (f" ({words})" if words else "")
-        wait = _retry_after(body.reply.header("Retry-After"))
+        wait = _retry_after(exchange.reply.header("Retry-After"))
         if number in (429, 503) and wait:
             self.pause(wait)
         if number in BUSY:
-            raise FetchError(status, Trouble.PASSING, wait)
+            return FetchError(status, Trouble.PASSING, wait)
         if number in (401, 403, 407):
-            raise FetchError(f"{status}: access refused", Trouble.LOGIN)
+            return FetchError(f"{status}: access refused", Trouble.LOGIN)
         if number in (404, 410):
-            raise FetchError(f"{status}: no such file", Trouble.ABSENT)
-        raise FetchError(status, Trouble.ANSWER)
+            return FetchError(f"{status}: no such file", Trouble.ABSENT)
+        return FetchError(status, Trouble.ANSWER)
 
     def words_of(self, content: bytes) -> str:
         """Return the message in a JSON answer, without the token; empty if none."""
@@ -370,15 +276,18 @@ class Client:
         text = " ".join(": ".join(words).split())
         return self.mask("".join(c for c in text if c.isprintable()))[:300]
 
-    def _failure(
-        self, failure: wire.Failed | ValueError, reply: Reply, limit: int
-    ) -> FetchError:
-        """Say why an exchange failed, in words that don't quote the address."""
-        if self.stop.is_set():
-            raise Stopped
-        if isinstance(failure, ValueError) or failure.code == wire.NO_ADDRESS:
-            return FetchError("the archive names an address that is none")
+    def _check(self, exchange: Exchange) -> None:
+        """Raise if there is no whole answer, in words that don't quote the address."""
+        try:
+            exchange.check()
+        except Failed as failure:
+            raise self._failure(failure, exchange) from None
+
+    def _failure(self, failure: Failed, exchange: Exchange) -> FetchError:
         where, text = urlsplit(self.base).netloc, self.mask(str(failure))
+        length = exchange.reply.length
+        if failure.code == wire.NO_ADDRESS:
+            return FetchError("the archive names an address that is none")
         if failure.code in wire.UNRESOLVED:
             return FetchError(f"the name of {where} can't be resolved")
         if failure.code in wire.UNTRUSTED:
@@ -386,13 +295,12 @@ class Client:
                 f"the certificate of {where} isn't valid: {text}", Trouble.REFUSED
             )
         if failure.code == wire.TOO_LONG:
-            return _too_long(reply.length, limit)
+            return _too_long(length, exchange.limit)
         if failure.code == wire.TOO_SLOW:
             return _too_slow(failure.received, self.timeout)
         if failure.code in wire.CUT and failure.received:
             return FetchError(
-                f"the connection was cut after {failure.received} of {reply.length} "
-                "bytes"
+                f"the connection was cut after {failure.received} of {length} bytes"
             )
         return FetchError(f"the connection failed ({text})")
 
@@ -444,18 +352,6 @@ def _origin(address: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(address)
     ports = {"http": 80, "https": 443}
     return parts.scheme, parts.hostname, parts.port or ports.get(parts.scheme)
-
-
-def _proposed_name(disposition: str) -> str:
-    plain = PLAIN_NAME.fullmatch(disposition)
-    if plain or not disposition:
-        return plain[1] if plain else ""
-    message = Message()
-    message["Content-Disposition"] = disposition
-    try:
-        return message.get_filename("") or ""
-    except (LookupError, ValueError):  # names in encodings that don't exist
-        return ""
 
 
 def _retry_after(text: str | None) -> float:

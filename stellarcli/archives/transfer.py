@@ -12,13 +12,15 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stellarcli import catalog
 from stellarcli.archives import verification
-from stellarcli.archives.client import Client, Reply
+from stellarcli.archives.client import Client
 from stellarcli.archives.crew import RETRIES, back_off, gives_up
+from stellarcli.archives.exchange import Reply
 from stellarcli.errors import AuthenticationError, FetchError, StellarError, Trouble
 
 LARGEST = 64 << 30  # bytes; nights and catalogues stay well below
@@ -83,7 +85,7 @@ def download(
             tries = 1 if part.size > before + PROGRESS else tries + 1
             if gives_up(error, tries, retries):
                 raise
-            client.sleep(back_off(tries, error.wait))
+            time.sleep(back_off(tries, error.wait))
     part.finish()
 
 

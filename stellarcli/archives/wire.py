@@ -1,8 +1,9 @@
 """GET requests by libcurl: connections that stay open, and what they may do.
 
-libcurl does what no archive needs, too; here it speaks HTTP/1.1 and nothing else,
-follows no redirects, reads no ``~/.netrc``, keeps no cookies, and verifies certificates
-always. Proxies are those that the environment names, as with ``curl``.
+libcurl can do what no archive needs. Here it speaks HTTP/1.1 and nothing else, follows
+no redirects, reads no ``~/.netrc``, keeps no cookies and verifies certificates, always.
+Proxies are those that the environment names, as with ``curl``. One thread goes on with
+all exchanges: threads that wait for Python's lock cost a third more processor time.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ import functools
 import math
 import os
 import sys
-import threading
-from collections.abc import Callable, Mapping
+import time
 from urllib.parse import quote, urlsplit
 
 import pycurl
 
+from stellarcli.archives.exchange import Exchange, Failed
 from stellarcli.errors import UsageError
 
 PIECE = 1 << 19  # bytes received at once
+NAP = 0.01  # s; where there is nothing that could be waited for
 PLAIN = frozenset(map(chr, range(0x21, 0x7F)))  # what stands in an address as it is
 KEPT = "!#$%&'()*+,/:;=?@[]~"  # of these, what quoting leaves alone
-# what other programs on a cluster are told their certificates by; the first that is set
+# by what programs on a cluster are told certificates; the first that is set counts
 AUTHORITIES = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 OPTIONS = {
     pycurl.NOSIGNAL: 1,
@@ -34,127 +36,135 @@ OPTIONS = {
     pycurl.SSL_VERIFYHOST: 2,
     pycurl.BUFFERSIZE: PIECE,
 }
+NO_ADDRESS = pycurl.E_URL_MALFORMAT
+TOO_LONG = pycurl.E_FILESIZE_EXCEEDED
+TOO_SLOW = pycurl.E_OPERATION_TIMEDOUT
 UNRESOLVED = {pycurl.E_COULDNT_RESOLVE_HOST, pycurl.E_COULDNT_RESOLVE_PROXY}
 UNTRUSTED = {pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE}
 CUT = {pycurl.E_PARTIAL_FILE, pycurl.E_RECV_ERROR}
-TOO_LONG = pycurl.E_FILESIZE_EXCEEDED
-TOO_SLOW = pycurl.E_OPERATION_TIMEDOUT
-NO_ADDRESS = pycurl.E_URL_MALFORMAT
-
-
-class Failed(Exception):
-    """An exchange that came to no good end.
-
-    Attributes
-    ----------
-    code : int
-        Of libcurl, one of ``pycurl.E_…``.
-    received : int
-        Bytes of the body.
-    """
-
-    def __init__(self, code: int, text: str, received: int):
-        super().__init__(text)
-        self.code, self.received = code, received
 
 
 class Connections:
-    """Connections that stay open; every thread that asks has one of its own.
+    """Connections that stay open, and the exchanges on them.
 
     Parameters
     ----------
+    count : int
+        Of exchanges at once.
     timeout : float, s
-        Without a byte, or with less than `slowest`; whole seconds are kept.
+        Without a byte, or with fewer than `slowest`; rounded up to whole seconds.
     connect_timeout : float, s
         Until a connection is made.
     slowest : int
         Bytes per second; less counts as nothing.
     """
 
-    def __init__(self, timeout: float, connect_timeout: float, slowest: int):
+    def __init__(
+        self, count: int, timeout: float, connect_timeout: float, slowest: int
+    ):
+        self._count = count
         self._limits = {
             pycurl.CONNECTTIMEOUT_MS: math.ceil(min(connect_timeout, timeout) * 1e3),
             pycurl.LOW_SPEED_TIME: math.ceil(timeout),
             pycurl.LOW_SPEED_LIMIT: slowest,
         }
+        self._multi: pycurl.CurlMulti | None = None
         self._idle: list[pycurl.Curl] = []
+        self._busy: dict[pycurl.Curl, Exchange] = {}
+        self._failed: list[Exchange] = []  # at once
 
-    def get(
-        self,
-        address: str,
-        fields: Mapping[str, str],
-        head: Callable[[bytes], object],
-        body: Callable[[bytes], int | None],
-        limit: int,
-    ) -> None:
-        """Send a GET request and pass on what is answered.
-
-        Parameters
-        ----------
-        address : str
-            Absolute.
-        fields : mapping
-            Of the request's head.
-        head : callable
-            Given every line of heads, those before the real one included.
-        body : callable
-            Given the body piece by piece; ends the exchange by returning -1, and must
-            not raise.
-        limit : int
-            Bytes of the body; more end the exchange.
+    def start(self, exchange: Exchange) -> None:
+        """Begin an exchange; `ended` goes on with it.
 
         Raises
         ------
-        Failed
-            If it didn't come to its end.
-        ValueError
-            If the address is none.
+        UsageError
+            If certificates that the environment names aren't there.
         """
+        line = self._idle.pop() if self._idle else self._made()
         try:
-            line = self._idle.pop()
-        except IndexError:
-            line = self._made()
-        try:
-            line.setopt(pycurl.URL, cleaned(address).encode())
-            line.setopt(pycurl.HTTPHEADER, [f"{n}: {v}" for n, v in fields.items()])
-            line.setopt(pycurl.HEADERFUNCTION, head)
-            line.setopt(pycurl.WRITEFUNCTION, body)
-            line.setopt(pycurl.MAXFILESIZE_LARGE, limit)
-            # libcurl looks up once a second, and Python can take Ctrl-C then
-            here = threading.current_thread() is threading.main_thread()
-            line.setopt(pycurl.NOPROGRESS, not here)
-            if address.startswith("https:"):
-                for option, value in self._authorities:
-                    line.setopt(option, value)
-            line.perform()
-        except pycurl.error as error:
-            code, text = error.args
-            received = int(line.getinfo(pycurl.SIZE_DOWNLOAD_T))
-            raise Failed(code, text, received) from None
-        finally:
+            self._prepare(line, exchange)
+        except ValueError:  # the address, or a head, has what can't be in one
+            exchange.failure = Failed(NO_ADDRESS, "", 0)
             self._idle.append(line)
+            self._failed.append(exchange)
+            return
+        if self._multi is None:
+            self._multi = pycurl.CurlMulti()
+            self._multi.setopt(
+                pycurl.M_MAXCONNECTS, 2 * self._count
+            )  # of a mirror, too
+        self._multi.add_handle(line)
+        self._busy[line] = exchange
+
+    def ended(self, seconds: float) -> list[Exchange]:
+        """Go on with what was begun, and return exchanges that have come to an end.
+
+        Parameters
+        ----------
+        seconds : float
+            To wait for one, at most.
+        """
+        found, self._failed = self._failed, []
+        if not self._busy and not found:
+            time.sleep(seconds)
+        if self._busy:
+            found += self._perform()
+        if self._busy and not found and seconds > 0:
+            wanted = self._multi.timeout() / 1e3  # -1: nothing that libcurl knows of
+            wait = min(seconds, wanted) if wanted >= 0 else seconds
+            if self._multi.select(wait) < 0:
+                time.sleep(min(wait, NAP))
+            found += self._perform()
+        return found
 
     def close(self) -> None:
-        """Close connections that idle: those of other processes are their own."""
-        while self._idle:
-            self._idle.pop().close()
+        """Give up all exchanges and connections."""
+        if self._multi is not None:
+            self._multi.close()
+        for line in [*self._idle, *self._busy]:
+            line.close()
+        self._multi, self._idle, self._busy, self._failed = None, [], {}, []
 
-    @functools.cached_property
-    def _authorities(self) -> list[tuple[int, str]]:
-        return authorities()
+    def _perform(self) -> list[Exchange]:
+        self._multi.perform()
+        _, good, bad = self._multi.info_read()
+        found = [self._freed(line) for line in good]
+        for line, code, text in bad:
+            exchange = self._freed(line)
+            received = int(line.getinfo(pycurl.SIZE_DOWNLOAD_T))
+            text = text or f"error {code} of libcurl"
+            exchange.failure = Failed(code, text, received)
+            found.append(exchange)
+        return found
+
+    def _freed(self, line: pycurl.Curl) -> Exchange:
+        self._multi.remove_handle(line)
+        self._idle.append(line)
+        return self._busy.pop(line)
 
     def _made(self) -> pycurl.Curl:
         line = pycurl.Curl()
         for option, value in {**OPTIONS, **self._limits}.items():
             line.setopt(option, value)
-        line.setopt(pycurl.XFERINFOFUNCTION, _look_up)
         if sys.platform in ("darwin", "win32"):  # elsewhere PycURL finds the system's
             line.setopt(pycurl.SSL_OPTIONS, pycurl.SSLOPT_NATIVE_CA)
         return line
 
+    def _prepare(self, line: pycurl.Curl, exchange: Exchange) -> None:
+        line.setopt(pycurl.URL, cleaned(exchange.address).encode())
+        fields = [f"{name}: {value}" for name, value in exchange.fields.items()]
+        line.setopt(pycurl.HTTPHEADER, fields)
+        line.setopt(pycurl.HEADERFUNCTION, exchange.reply.lines.append)
+        line.setopt(pycurl.WRITEFUNCTION, exchange.take)
+        line.setopt(pycurl.MAXFILESIZE_LARGE, exchange.limit)
+        if exchange.address.startswith("https:"):
+            for option, value in self._authorities:
+                line.setopt(option, value)
 
-def _look_up(*_: int) -> None:
-    """Let Python run, and with it what waits for that: the handlers of signals."""
+    @functools.cached_property
+    def _authorities(self) -> list[tuple[int, str]]:
+        return authorities()
 
 
 def authorities() -> list[tuple[int, str]]:
