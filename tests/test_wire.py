@@ -1,4 +1,4 @@
-"""HTTP on the wire: how answers are framed, connections kept, and nonsense refused."""
+"""Exchanges by libcurl: framings, connections that are kept, nonsense refused."""
 
 import contextlib
 import signal
@@ -141,7 +141,7 @@ def test_no_body(script):
         (b"SSH-2.0-OpenSSH\r\n\r\n", "HTTP/0.9"),
         (b"HTTP/1.1 20x OK\r\n\r\n", "Unsupported HTTP/1"),
         (OK + b"no colon\r\n\r\n", "without colon"),
-        (OK + b"A: b\0c\r\n\r\n", "NUL byte"),
+        (OK + b"A: b\0c\r\n\r\n", "byte in header"),
         (OK + b"Content-Length: -5\r\n\r\nhello", "Invalid Content-Length"),
         (OK + b"Content-Length: 5, 6\r\n\r\nhello", "Invalid Content-Length"),
         (OK + b"Content-Length: \xb2\r\n\r\nhello", "Invalid Content-Length"),
@@ -272,6 +272,13 @@ def test_a_password_in_a_redirect_is_not_sent(script):
     assert bodies(server) == [b"x"]
     assert server.requests[1].startswith("GET /b HTTP/1.1")
     assert "Authorization" not in server.requests[1]
+
+
+@pytest.mark.parametrize("there", ["http://[::1", "http://h:port/", "http://a b/"])
+def test_a_redirect_to_what_is_no_address(script, there):
+    head = f"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: {there}\r\n\r\n"
+    with pytest.raises(FetchError, match="an address that is none"):
+        bodies(script(head.encode()))
 
 
 def test_certificates_that_are_not_there(monkeypatch, tmp_path):

@@ -32,17 +32,16 @@ REDIRECTS = 5
 LONGEST_WAIT = 120.0  # s that Retry-After may ask for
 SMALL = 64 << 20  # bytes; limit of what is kept in memory
 
-T = TypeVar("T")
 LOOK = 0.2  # s; Ctrl-C is heard that often
+
 REDIRECTING = {301, 302, 303, 307, 308}
 BUSY = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
 LOGIN_ADDRESS = re.compile(r"log-?in|oauth|passport|sso|signin", re.IGNORECASE)
 LOGIN_PAGE = re.compile(
     rb"log\s*-?in|sign\s*-?in|password|oauth|\xe7\x99\xbb\xe5\xbd\x95", re.I
 )
-
-
-Steps = Generator[Exchange, None, T]
+T = TypeVar("T")
+Steps = Generator[Exchange, None, T]  # exchanges to be done, and what comes of them
 
 
 class Client:
@@ -110,7 +109,7 @@ class Client:
             self._turn.value = max(self._turn.value, time.monotonic() + seconds)
 
     def turn(self) -> float:
-        """When the next request may start, by the monotonic clock; it has to, then."""
+        """Take the next turn: when, by the monotonic clock, a request may start."""
         with self._lock:
             turn = max(time.monotonic(), self._turn.value)
             self._turn.value = turn + self._interval
@@ -225,8 +224,12 @@ class Client:
 
     def _target(self, address: str, location: str, secret: bool) -> str:
         """Where a redirect leads, if it may be followed."""
-        target = urljoin(address, location)
-        here, there = urlsplit(address), urlsplit(target)
+        try:
+            target = urljoin(address, location)
+            here, there = urlsplit(address), urlsplit(target)
+            _ = there.port  # raises where it is no number
+        except ValueError:
+            raise FetchError("the archive names an address that is none") from None
         shown = self.mask(f"{there.scheme}://{there.netloc.rpartition('@')[2]}")[:100]
         if there.scheme not in ("http", "https") or not there.hostname:
             raise FetchError(f"a redirect to {shown} is refused", Trouble.REFUSED)
@@ -294,13 +297,11 @@ class Client:
             return FetchError(
                 f"the certificate of {where} isn't valid: {text}", Trouble.REFUSED
             )
-        if failure.code == wire.TOO_LONG:
-            return _too_long(length, exchange.limit)
         if failure.code == wire.TOO_SLOW:
-            return _too_slow(failure.received, self.timeout)
-        if failure.code in wire.CUT and failure.received:
+            return _too_slow(exchange.received, self.timeout)
+        if failure.code in wire.CUT and exchange.received:
             return FetchError(
-                f"the connection was cut after {failure.received} of {length} bytes"
+                f"the connection was cut after {exchange.received} of {length} bytes"
             )
         return FetchError(f"the connection failed ({text})")
 
@@ -367,13 +368,6 @@ def _retry_after(text: str | None) -> float:
         date = date if date.tzinfo else date.replace(tzinfo=UTC)
         seconds = (date - datetime.now(UTC)).total_seconds()
     return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else 0.0
-
-
-def _too_long(length: int | None, limit: int) -> FetchError:
-    found = f"{length} bytes" if length else "more and more"
-    return FetchError(
-        f"the archive sends {found}, where {limit} bytes are the most", Trouble.REFUSED
-    )
 
 
 def _too_slow(received: int, timeout: float) -> FetchError:

@@ -129,16 +129,20 @@ class Crew:
 
     def _next(self) -> _Job | None:
         """Take a job, if there are one and a connection for it."""
-        waiting, room = len(self._turns) + len(self._running), self.client.connections
-        if waiting >= room or len(self._arrived) >= room:
+        if not self._has_room():
             return None
         if self._later and self._later[0].ready <= time.monotonic():
             return heapq.heappop(self._later)
         return next(self._fresh, None)
 
+    def _has_room(self) -> bool:
+        asked, most = len(self._turns) + len(self._running), self.client.connections
+        return asked < most and len(self._arrived) < most
+
     def _pause(self) -> float:
         """Seconds until something may begin; at most `LOOK`, to tell what was done."""
-        ready = [queue[0].ready for queue in (self._turns, self._later) if queue]
+        queues = (self._turns, self._later if self._has_room() else [])
+        ready = [queue[0].ready for queue in queues if queue]
         seconds = min(ready) - time.monotonic() if ready else LOOK
         return min(max(seconds, 0.0), LOOK)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from email.message import Message
 
-from stellarcli.errors import FetchError
+from stellarcli.errors import FetchError, Trouble
 
 WORDS = 1 << 16  # bytes of an error's body that are looked at
 STATUS = re.compile(rb"HTTP/[\d.]+ +(\d{3})")
@@ -22,13 +22,11 @@ class Failed(Exception):
     ----------
     code : int
         Of libcurl, one of ``pycurl.E_…``.
-    received : int
-        Bytes of the body.
     """
 
-    def __init__(self, code: int, text: str, received: int):
+    def __init__(self, code: int, text: str):
         super().__init__(text)
-        self.code, self.received = code, received
+        self.code = code
 
 
 class Reply:
@@ -113,6 +111,8 @@ class Exchange:
     Attributes
     ----------
     reply : Reply
+    received : int
+        Bytes of the body.
     words : list of bytes
         The body of an answer that isn't good, as far as it is looked at.
     failure : Failed or None
@@ -124,6 +124,7 @@ class Exchange:
     ):
         self.address, self.fields, self.limit = address, fields, limit
         self.reply = Reply()
+        self.received = 0
         self.words: list[bytes] = []
         self.failure: Failed | None = None
         # exceptions can't pass through libcurl: what a receiver raises is kept here
@@ -134,7 +135,11 @@ class Exchange:
     def take(self, piece: bytes) -> int | None:
         """Pass on a piece of the body; -1, to libcurl, if nobody wants more."""
         try:
-            (self._write or self._begun())(piece)
+            write = self._write or self._begun()
+            self.received += len(piece)
+            if self.received > self.limit:
+                raise _too_long("more and more", self.limit)
+            write(piece)
         except BaseException as error:
             self._error = error
             return -1
@@ -147,7 +152,7 @@ class Exchange:
         ------
         Failed
         FetchError
-            If the head was cut.
+            If the head was cut, or the body is too long.
         """
         if isinstance(self._error, _Enough):
             return
@@ -160,6 +165,8 @@ class Exchange:
                 self._begun()
 
     def _begun(self) -> Write:
+        if self.reply.good and (self.reply.length or 0) > self.limit:
+            raise _too_long(f"{self.reply.length} bytes", self.limit)
         self._write = self._begin(self.reply) if self.reply.good else self._word
         if self._write is None:
             raise _Enough
@@ -181,3 +188,9 @@ def _proposed_name(disposition: str) -> str:
         return message.get_filename("") or ""
     except (LookupError, ValueError):  # names in encodings that don't exist
         return ""
+
+
+def _too_long(found: str, limit: int) -> FetchError:
+    return FetchError(
+        f"the archive sends {found}, where {limit} bytes are the most", Trouble.REFUSED
+    )

@@ -37,7 +37,6 @@ OPTIONS = {
     pycurl.BUFFERSIZE: PIECE,
 }
 NO_ADDRESS = pycurl.E_URL_MALFORMAT
-TOO_LONG = pycurl.E_FILESIZE_EXCEEDED
 TOO_SLOW = pycurl.E_OPERATION_TIMEDOUT
 UNRESOLVED = {pycurl.E_COULDNT_RESOLVE_HOST, pycurl.E_COULDNT_RESOLVE_PROXY}
 UNTRUSTED = {pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE}
@@ -85,7 +84,7 @@ class Connections:
         try:
             self._prepare(line, exchange)
         except ValueError:  # the address, or a head, has what can't be in one
-            exchange.failure = Failed(NO_ADDRESS, "", 0)
+            exchange.failure = Failed(NO_ADDRESS, "no address")
             self._idle.append(line)
             self._failed.append(exchange)
             return
@@ -132,9 +131,7 @@ class Connections:
         found = [self._freed(line) for line in good]
         for line, code, text in bad:
             exchange = self._freed(line)
-            received = int(line.getinfo(pycurl.SIZE_DOWNLOAD_T))
-            text = text or f"error {code} of libcurl"
-            exchange.failure = Failed(code, text, received)
+            exchange.failure = Failed(code, text or f"error {code} of libcurl")
             found.append(exchange)
         return found
 
@@ -157,7 +154,6 @@ class Connections:
         line.setopt(pycurl.HTTPHEADER, fields)
         line.setopt(pycurl.HEADERFUNCTION, exchange.reply.lines.append)
         line.setopt(pycurl.WRITEFUNCTION, exchange.take)
-        line.setopt(pycurl.MAXFILESIZE_LARGE, exchange.limit)
         if exchange.address.startswith("https:"):
             for option, value in self._authorities:
                 line.setopt(option, value)
