@@ -8,7 +8,6 @@ all exchanges: threads that wait for Python's lock cost a third more processor t
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import sys
@@ -56,30 +55,30 @@ class Connections:
         Until a connection is made.
     slowest : int
         Bytes per second; less counts as nothing.
+
+    Raises
+    ------
+    UsageError
+        If certificates that the environment names aren't there.
     """
 
     def __init__(
         self, count: int, timeout: float, connect_timeout: float, slowest: int
     ):
-        self._count = count
+        self._kept = 2 * count  # connections; redirects to a mirror need as many again
         self._limits = {
             pycurl.CONNECTTIMEOUT_MS: math.ceil(min(connect_timeout, timeout) * 1e3),
             pycurl.LOW_SPEED_TIME: math.ceil(timeout),
             pycurl.LOW_SPEED_LIMIT: slowest,
         }
+        self._authorities = authorities()
         self._multi: pycurl.CurlMulti | None = None
         self._idle: list[pycurl.Curl] = []
         self._busy: dict[pycurl.Curl, Exchange] = {}
         self._failed: list[Exchange] = []  # at once
 
     def start(self, exchange: Exchange) -> None:
-        """Begin an exchange; `ended` goes on with it.
-
-        Raises
-        ------
-        UsageError
-            If certificates that the environment names aren't there.
-        """
+        """Begin an exchange; `ended` goes on with it."""
         line = self._idle.pop() if self._idle else self._made()
         try:
             self._prepare(line, exchange)
@@ -90,9 +89,7 @@ class Connections:
             return
         if self._multi is None:
             self._multi = pycurl.CurlMulti()
-            self._multi.setopt(
-                pycurl.M_MAXCONNECTS, 2 * self._count
-            )  # of a mirror, too
+            self._multi.setopt(pycurl.M_MAXCONNECTS, self._kept)
         self._multi.add_handle(line)
         self._busy[line] = exchange
 
@@ -157,10 +154,6 @@ class Connections:
         if exchange.address.startswith("https:"):
             for option, value in self._authorities:
                 line.setopt(option, value)
-
-    @functools.cached_property
-    def _authorities(self) -> list[tuple[int, str]]:
-        return authorities()
 
 
 def authorities() -> list[tuple[int, str]]:
