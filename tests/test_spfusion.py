@@ -10,6 +10,7 @@ from torch import nn
 from stellarcli import architectures, labels, models, settings
 from stellarcli.errors import UsageError
 from stellarcli.fitting import label_weights
+from stellarcli.models import spfusion
 from stellarcli.models.spfusion import Sum, TransformerBlock
 
 PIXELS = 3584
@@ -192,7 +193,10 @@ def test_images_of_another_size_are_refused(network, stars):
         network(flux, ivar, images[..., :16, :16])
 
 
-def test_fusing_keeps_the_outputs(network, stars):
+@pytest.mark.parametrize("halved", [True, False])
+def test_fusing_keeps_the_outputs(network, stars, halved, monkeypatch):
+    monkeypatch.setattr(spfusion, "pays", lambda: halved)
+    monkeypatch.setattr(spfusion, "STARS", 3)  # so that the last are fewer
     network.train()
     with torch.no_grad():
         for _ in range(5):
@@ -203,14 +207,43 @@ def test_fusing_keeps_the_outputs(network, stars):
         fused = copy.deepcopy(network).fuse()
         after = fused(*stars)[0]
     assert before.std(0).min() > 1e-3, "stars must matter"
-    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+    assert (fused.trunk["photometric"].by_rows is not None) == halved
     assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert torch.equal(fused.fuse()(*stars)[0], after)
+    with torch.no_grad():
+        assert torch.equal(fused.fuse()(*stars)[0], after)
     for module in fused.modules():
         module.at_once = None  # as where oneDNN's joint kernels are missing
-    torch.testing.assert_close(fused(*stars)[0], after, rtol=1e-4, atol=1e-5)
+    # gradients can be had from the usual convolutions
+    torch.testing.assert_close(fused(*stars)[0], after, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="evaluation mode"):
         network.train().fuse()
+
+
+def seen(network, images):
+    with torch.no_grad():
+        return network.eval().trunk["photometric"](images)
+
+
+def test_features_of_images_stay_with_half_the_multiplications(
+    network, stars, monkeypatch
+):
+    monkeypatch.setattr(spfusion, "pays", lambda: True)
+    images = stars[2]
+    before = seen(network, images)
+    after = seen(copy.deepcopy(network).fuse(), images)
+    assert (after - before).abs().max() < 1e-5 * before.abs().max()
+    assert before.std(0).min() > 1e-3 * before.abs().max(), "stars must matter"
+    assert torch.equal(seen(network.fuse(), images[:5]), after[:5])
+
+
+def test_images_that_do_not_divide_into_tiles_are_convolved_as_usual(monkeypatch):
+    monkeypatch.setattr(spfusion, "pays", lambda: True)
+    network = models.build("spfusion", **SMALL | {"image_size": 20}).eval()
+    images = torch.rand(2, 3, 20, 20)
+    before = seen(network, images)
+    assert network.fuse().trunk["photometric"].by_rows is None
+    torch.testing.assert_close(seen(network, images), before, rtol=1e-5, atol=1e-6)
 
 
 # --- loss -----------------------------------------------------------------------------

@@ -39,11 +39,19 @@ from stellarcli.models.convnext1d import (
     in_all_digits,
 )
 from stellarcli.models.scanet import drop_path
+from stellarcli.models.winograd import (
+    Winograd,
+    fits,
+    pays,
+    rows_first,
+    stars_first,
+)
 
 BANDS = 3
 STEM = (24, 32, 64)  # channels: 3n, 4n, 8n with n = 8 (equations 3 to 5)
 SHORTER = 4  # pixels of an image over rows of its features
 KERNELS = (3, 7, 11)  # of table 4; any odd one will do
+STARS = 32  # whose images are seen together where it counts: some 110 MB
 
 
 def image_convolution(
@@ -122,6 +130,33 @@ class ResidualBlock(nn.Module):
         return functional.relu(self.second_norm(self.second(y)) + x, inplace=True)
 
 
+class ByRows(nn.Module):
+    """What follows the stem's second convolution, in half the multiplications.
+
+    The two before have so few channels that mixing rows would take what it saves.
+
+    Parameters
+    ----------
+    extractor : PhotometricExtractor
+        Whose normalisations are in its convolutions.
+    """
+
+    def __init__(self, extractor: PhotometricExtractor):
+        super().__init__()
+        self.stem = Winograd(extractor.stem[-4])
+        self.first = Winograd(extractor.block.first)
+        self.second = Winograd(extractor.block.second)
+        self.project = nn.Sequential(
+            Winograd(extractor.project[0]), Winograd(extractor.project[2])
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(star, channel, row, column) to (star, row / 2, column / 2, channel)."""
+        x = self.stem.pooled(rows_first(x))
+        y = self.second(self.first(x).relu_())
+        return stars_first(self.project(y.add_(x).relu_()))
+
+
 class PhotometricExtractor(nn.Module):
     """Images to features, one row of them per channel (section 3.1).
 
@@ -142,10 +177,14 @@ class PhotometricExtractor(nn.Module):
             nn.BatchNorm2d(channels),
             image_convolution(channels, channels, bias=True),
         )
-        self.linear = nn.Linear((size // SHORTER) ** 2, positions)
+        self.rows = size // SHORTER
+        self.linear = nn.Linear(self.rows**2, positions)
+        self.by_rows: ByRows | None = None
 
     def rectify(self) -> None:
         """Join convolutions and their rectifiers, where no normalisation is left."""
+        if pays() and fits(self.rows):
+            self.by_rows = ByRows(self)
         for n in range(0, 3 * len(STEM), 3):
             self.stem[n] = Rectified(self.stem[n])
             self.stem[n + 2] = nn.Identity()
@@ -155,12 +194,21 @@ class PhotometricExtractor(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(star, band, row, column) to (star, channel, 1, position)."""
         x = images.to(self.linear.weight.dtype)
-        x = self.block(self.stem(x.contiguous(memory_format=torch.channels_last)))
-        # (star, row * column, channel): as it lies in memory, which saves a copy
-        x = functional.gelu(self.project(x).permute(0, 2, 3, 1).flatten(1, 2))
+        x = self._see(x.contiguous(memory_format=torch.channels_last))
+        x = functional.gelu(x.flatten(1, 2))
         weight = self.linear.weight.expand(len(x), -1, -1)
         x = torch.baddbmm(self.linear.bias[:, None], weight, x)
         return x.mT[:, :, None]
+
+    def _see(self, x: Tensor) -> Tensor:
+        """(star, band, row, column) to (star, row, column, channel)."""
+        by_rows = self.by_rows
+        meant = x.device.type == "cpu" and x.dtype == torch.float32
+        if by_rows is not None and meant and not torch.is_grad_enabled():
+            parts = [by_rows(self.stem[:-4](some)) for some in x.split(STARS)]
+            return torch.cat(parts)
+        # as it lies in memory, which saves a copy
+        return self.project(self.block(self.stem(x))).permute(0, 2, 3, 1)
 
 
 class StarFusion(nn.Module):
