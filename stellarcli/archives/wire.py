@@ -102,17 +102,18 @@ class Connections:
             To wait for one, at most.
         """
         found, self._failed = self._failed, []
-        if not self._busy and not found:
-            time.sleep(seconds)
         if self._busy:
             found += self._perform()
-        if self._busy and not found and seconds > 0:
-            wanted = self._multi.timeout() / 1e3  # -1: nothing that libcurl knows of
-            wait = min(seconds, wanted) if wanted >= 0 else seconds
-            if self._multi.select(wait) < 0:
-                time.sleep(min(wait, NAP))
-            found += self._perform()
-        return found
+        if found or seconds <= 0.0:
+            return found
+        if not self._busy:
+            time.sleep(seconds)
+            return []
+        wanted = self._multi.timeout() / 1e3  # -1: nothing that libcurl knows of
+        wait = min(seconds, wanted) if wanted >= 0 else seconds
+        if self._multi.select(wait) < 0:
+            time.sleep(min(wait, NAP))
+        return self._perform()
 
     def close(self) -> None:
         """Give up all exchanges and connections."""
