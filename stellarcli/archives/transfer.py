@@ -6,7 +6,6 @@ it says of which version of the file it is a part.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -14,7 +13,9 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import IO
 
 from stellarcli import catalog
 from stellarcli.archives import verification
@@ -148,55 +149,15 @@ class Part:
             headers["If-Range"] = known["validator"]
         with (
             catalog.explained(str(self.target), str(self.path)),
-            contextlib.ExitStack() as files,
+            closing(_Arrival(self, address, start, known, progress)) as arrival,
         ):
-
-            def begin(reply: Reply) -> Callable[[bytes], None]:
-                first, total = self._range(reply, start, known)
-                room = self._room(first, total)
-                self._remember(address, reply, total)
-                file = files.enter_context(open(self.path, "rb+" if first else "wb"))
-                file.truncate(first)
-                file.seek(first)
-                progress(first, total)
-
-                def write(piece: bytes) -> None:
-                    if file.tell() - first + len(piece) > room:
-                        raise self._too_large(None, room)
-                    file.write(piece)
-                    progress(file.tell(), total)
-
-                return write
-
             try:
-                client.stream(address, begin, headers=headers, limit=LARGEST)
+                client.stream(address, arrival.begin, headers=headers, limit=LARGEST)
             except FetchError as error:
                 if start and "416" in str(error):  # the file has become shorter
                     self.discard()
                     raise FetchError("the file changed while it was fetched") from None
                 raise
-
-    def _range(self, reply: Reply, start: int, known: dict) -> tuple[int, int | None]:
-        """Where the body belongs in the file, and the bytes of the whole."""
-        try:
-            return _range(reply, start, known)
-        except FetchError:
-            self.discard()
-            raise
-
-    def _room(self, start: int, total: int | None) -> int:
-        """Bytes that may be written; raises `StellarError` if it is too few."""
-        room = shutil.disk_usage(self.path.parent).free - RESERVE
-        if total is not None and total - start > room:
-            raise self._too_large(total - start, room)
-        return room
-
-    def _too_large(self, size: int | None, room: int) -> StellarError:
-        needs = "more" if size is None else f"{size / 1e9:.2f} GB"
-        return StellarError(
-            f"{self.target} needs {needs}, and {max(room, 0) / 1e9:.2f} GB are to be "
-            "had on its disk. Free some space, or write elsewhere."
-        )
 
     def _known(self, address: str) -> dict:
         """Read the note about what is there, if it belongs to this address."""
@@ -208,12 +169,79 @@ class Part:
         whole = isinstance(note, dict) and set(note) == wanted
         return note if whole and note["address"] == address else {}
 
-    def _remember(self, address: str, reply: Reply, total: int | None) -> None:
+    def remember(self, address: str, reply: Reply, total: int | None) -> None:
+        """Write the note about what arrives."""
         strong = reply.header("ETag")
         validator = strong if strong.startswith('"') else ""
         validator = validator or reply.header("Last-Modified")
         note = {"address": address, "validator": validator, "total": total}
         self.note.write_text(json.dumps(note), encoding="utf-8")
+
+
+class _Arrival:
+    """Takes what comes of a file, and writes it where it belongs.
+
+    Parameters
+    ----------
+    part : Part
+    address : str
+        That it comes from.
+    start : int
+        Byte that was asked for.
+    known : dict
+        The note about what is there.
+    progress : callable
+        Told how many bytes there are, and of how many.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        address: str,
+        start: int,
+        known: dict,
+        progress: Callable[[int, int | None], None],
+    ):
+        self.part, self.address = part, address
+        self.start, self.known, self.progress = start, known, progress
+        self.total: int | None = None
+        self._room = 0  # bytes that the disk has for it
+        self._file: IO[bytes] | None = None
+
+    def begin(self, reply: Reply) -> Callable[[bytes], None]:
+        """Look at the head of the answer; return what takes its body."""
+        try:
+            self.start, self.total = _range(reply, self.start, self.known)
+        except FetchError:
+            self.part.discard()
+            raise
+        self._room = shutil.disk_usage(self.part.path.parent).free - RESERVE
+        if self.total is not None and self.total - self.start > self._room:
+            raise self._too_large(f"{(self.total - self.start) / 1e9:.2f} GB")
+        self.part.remember(self.address, reply, self.total)
+        self._file = self.part.path.open("rb+" if self.start else "wb")
+        self._file.truncate(self.start)
+        self._file.seek(self.start)
+        self.progress(self.start, self.total)
+        return self._write
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, piece: bytes) -> None:
+        self._room -= len(piece)
+        if self._room < 0:
+            raise self._too_large("more")
+        self._file.write(piece)
+        self.progress(self._file.tell(), self.total)
+
+    def _too_large(self, needs: str) -> StellarError:
+        return StellarError(
+            f"{self.part.target} needs {needs}, and {max(self._room, 0) / 1e9:.2f} GB "
+            "are to be had on its disk. Free some space, or write elsewhere."
+        )
 
 
 def _range(reply: Reply, start: int, known: dict) -> tuple[int, int | None]:
