@@ -15,11 +15,14 @@ def main() -> None:
     status = 1
     # the first to be registered runs last, after everybody else's farewells
     atexit.register(lambda: _leave(status))
-    from stellarcli.cli import app
-
     try:
+        from stellarcli.cli import app
+
         app(prog_name="stellar")
         status = 0
+    except KeyboardInterrupt:  # while the above is imported; later the app says more
+        status = 130
+        sys.exit("stellar: interrupted")
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise

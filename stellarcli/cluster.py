@@ -86,7 +86,7 @@ def results(address: str) -> Callable[[Sequence[Task], Run], Iterator]:
         import distributed  # noqa: F401
     except ImportError:
         raise UsageError(
-            "--dask needs the package distributed; run 'pip install stellarcli[dask]'."
+            "--dask needs the package distributed; run: pip install 'stellarcli[dask]'."
         ) from None
 
     def compute(tasks: Sequence[Task], run: Run) -> Iterator[prediction.Result]:

@@ -75,8 +75,9 @@ class PreparedTable:
             )
         if is_compressed(self.path):
             raise UsageError(
-                f"prepared table '{path}' is compressed, and tables are mapped into "
-                "memory; run 'gunzip' on it."
+                f"'{path}' is compressed, and prepared tables are mapped into memory: "
+                "run 'gunzip' on it if it is one. Of spectra, 'stellar preprocess' "
+                "makes one."
             )
         try:
             with catalog.literal(self.path) as plain, fitsio.FITS(plain) as hdus:

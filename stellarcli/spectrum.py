@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntFlag
 
@@ -20,6 +21,9 @@ class PixelMask(IntFlag):
     FILLED = 4  # flux and ivar both exactly 0: the survey's filler (arm edges, gaps)
     SURVEY = 8  # the survey's own mask says that the pixel is bad
     OUTSIDE = 16  # of a grid, beyond the spectrum's ends
+
+
+FILLED_BIT = np.uint8(PixelMask.FILLED.bit_length() - 1)
 
 
 @dataclass(frozen=True)
@@ -138,14 +142,14 @@ class Spectrum:
         np.logical_not(unknown, out=unknown)
         filled = flux == 0
         filled &= unknown
-        # a truth value is a byte of 0 or 1
-        mask |= unknown.view(np.uint8) * np.uint8(PixelMask.NO_IVAR)
-        mask |= filled.view(np.uint8) * np.uint8(PixelMask.FILLED)
-        finite = np.isfinite(flux)
-        if not finite.all():
-            mask |= ~finite * np.uint8(PixelMask.NO_FLUX)
-            flux[~finite] = 0
-        ivar[mask != 0] = 0
+        # a truth value is a byte of 0 or 1, which is NO_IVAR
+        mask |= unknown.view(np.uint8)
+        mask |= filled.view(np.uint8) << FILLED_BIT
+        if not math.isfinite(flux.sum()):  # one pixel suffices; or all are very large
+            infinite = ~np.isfinite(flux)
+            mask |= infinite * np.uint8(PixelMask.NO_FLUX)
+            flux[infinite] = 0
+        ivar[mask.astype(bool)] = 0
         for array in (wavelength, flux, ivar, mask):
             array.flags.writeable = False
         object.__setattr__(self, "wavelength", wavelength)

@@ -95,6 +95,7 @@ class Archive:
         self.hang = 60.0  # s
         self.web_only = False  # a mirror without /openapi
         self.requests = []  # (method, target, headers)
+        self.lines = 0  # connections that were made
         self.given = {}  # how often each fault was given
         self.random = random.Random(seed)
         self.port = 0
@@ -131,6 +132,7 @@ class Archive:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def connection(self, reader, writer):
+        self.lines += 1
         task = asyncio.current_task()
         self.tasks.add(task)
         try:

@@ -282,7 +282,7 @@ def process():
     def run(*arguments, before="", **options):
         words, environment = program(*arguments, before=before)
         done = subprocess.run(
-            words, env=environment, capture_output=True, timeout=100, **options
+            words, env=environment, capture_output=True, timeout=300, **options
         )
         return Done(done.returncode, done.stdout, done.stderr.decode())
 

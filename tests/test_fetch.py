@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -455,26 +456,20 @@ def children(number):
     return [f"/proc/{word}" for word in text.split()]
 
 
-def test_an_interrupt_while_threads_begin(lamost, catalogue, monkeypatch):
-    """The first ones may be at work then: they end, and it is said how to go on."""
-    start, begun = crew.threading.Thread.start, []
+def test_an_interrupt_in_the_middle(lamost, catalogue, monkeypatch):
+    """What was begun is given up, and it is said how to go on."""
+    check, count = verification.check, itertools.count()
 
-    def interrupted(thread):
-        if type(thread) is not crew.threading.Thread:
-            return start(thread)  # of the progress bar
-        if not begun:
-            begun.append(thread)
-            start(thread)
-            wait_until(lambda: spectra("raw") or list(Path("raw").glob(f".*{PART}")))
-        raise KeyboardInterrupt
+    def interrupted(*arguments):
+        if next(count) == 5:
+            raise KeyboardInterrupt
+        return check(*arguments)
 
-    monkeypatch.setattr(crew.threading.Thread, "start", interrupted)
-    done = lamost("--from", "cat.fits", "-o", "raw")
+    monkeypatch.setattr(verification, "check", interrupted)
+    done = lamost("--from", "cat.fits", "-o", "raw", "--connections", "2")
     assert done.status == 130
-    assert "0 files are whole; the same command with --resume goes on" in done.err
-    assert not begun[0].is_alive()
-    assert not list(Path("raw").iterdir())
-    monkeypatch.setattr(crew.threading.Thread, "start", start)
+    assert "files are whole; the same command with --resume goes on" in done.err
+    assert not list(Path("raw").glob(f".*{PART}"))
     assert lamost("--from", "cat.fits", "-o", "raw", "--resume").status == 0
     assert len(spectra("raw")) == 20
 

@@ -384,4 +384,4 @@ def test_without_dask_the_option_says_what_to_install(
     monkeypatch.setitem(sys.modules, "distributed", None)
     done = stellar("predict", *stars, "-o", "o.fits", "-m", model, "--dask", "s.json")
     assert done.status == 2
-    assert "pip install stellarcli[dask]" in done.err
+    assert "pip install 'stellarcli[dask]'" in done.err

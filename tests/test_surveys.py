@@ -3,7 +3,6 @@ import gzip
 import os
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from stellarcli import surveys
 from stellarcli.errors import SpectrumError, UsageError
 from stellarcli.preprocess.wavelength import vacuum_to_air
 from stellarcli.spectrum import SPEED_OF_LIGHT, PixelMask, Spectrum
-from stellarcli.surveys import SURVEYS, generic, hdus, lamost, library
+from stellarcli.surveys import SURVEYS, generic, hdus, inflating, lamost, library
 
 SHARED = Path(os.environ.get("STELLAR_TEST_DATA", "/work/shared/data"))
 REAL = sorted((SHARED / "formats").glob("*/*.fits*"))
@@ -853,14 +852,25 @@ def test_gzip_of_several_members_and_padding(tmp_path):
     np.testing.assert_array_equal(surveys.read(path).flux, surveys.read(plain).flux)
 
 
-def test_zlib_reads_what_isal_reads(tmp_path, monkeypatch):
+def test_zlib_reads_what_libdeflate_reads(tmp_path, monkeypatch):
     path = make.lamost_table(tmp_path / "a.fits.gz")
     expected = surveys.read(path)
-    monkeypatch.setattr(hdus, "inflater", zlib)
+    monkeypatch.setattr(inflating, "gzip_decompress", None)
     same(surveys.read(path), expected)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(SpectrumError, match="truncated"):
         surveys.read(path)
+
+
+def test_only_one_whole_member_is_inflated_at_once():
+    one, other = gzip.compress(b"a" * 999), gzip.compress(b"b" * 999)
+    assert inflating.one_member(one, 999) == b"a" * 999
+    assert inflating.one_member(one, 998) is None
+    for data in (one + other, one + bytes(8), one[:-1], other[:-8] + one[-8:], b""):
+        assert inflating.one_member(data, 9999) is None
+    assert inflating.gunzip(one + other) == b"a" * 999 + b"b" * 999
+    promising = one[:-4] + (1 << 27).to_bytes(4, "little")  # more than there can be
+    assert inflating.one_member(promising, 1 << 28) is None
 
 
 def test_missing_padding_and_trailing_bytes(tmp_path):

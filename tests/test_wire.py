@@ -1,17 +1,18 @@
-"""HTTP on the wire: how answers are framed, connections kept, and nonsense refused."""
+"""Exchanges by libcurl: framings, connections that are kept, nonsense refused."""
 
 import contextlib
+import signal
 import socket
 import threading
 import time
 
 import pytest
 
-from stellarcli.archives import wire
 from stellarcli.archives.client import Client
 from stellarcli.errors import FetchError, UsageError
 
 OK = b"HTTP/1.1 200 OK\r\n"
+EXPECTED = ["Host", "Accept", "User-Agent", "Accept-Encoding"]  # fields sent
 
 
 @pytest.fixture(autouse=True)
@@ -137,24 +138,24 @@ def test_no_body(script):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b"SSH-2.0-OpenSSH\r\n\r\n", "doesn't speak HTTP"),
-        (b"HTTP/2 200\r\n\r\n", "doesn't speak HTTP"),
-        (b"HTTP/1.1 20x OK\r\n\r\n", "doesn't speak HTTP"),
-        (OK + b"no colon\r\n\r\n", "header of the answer is damaged"),
-        (OK + b"A: b\nc: d\r\n\r\n", "header of the answer is damaged"),
-        (OK + b"A: b\r\n folded\r\n\r\n", "header of the answer is damaged"),
-        (OK + b"Content-Length: -5\r\n\r\nhello", "is none"),
-        (OK + b"Content-Length: 5, 6\r\n\r\nhello", "is none"),
-        (OK + b"Content-Length: \xb2\r\n\r\nhello", "is none"),
-        (sized(b"hello", "Content-Length: 6"), "two different lengths"),
-        (OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n", "isn't known"),
-        (CHUNKED + b"-5\r\nhello", "chunk of the answer is damaged"),
-        (CHUNKED + b"5" * 9000, "chunk of the answer is damaged"),
-        (CHUNKED + b"2\r\nhello\r\n", "longer than it says"),
-        (CHUNKED + b"0\r\n" + b"a: b\r\n" * 20_000, "has no end"),
-        (OK + b"a: b\r\n" * 20_000, "has no end"),
-        (b"HTTP/1.1 100 Continue\r\n\r\n" * 9, "announces answers"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "HTTP/0.9"),
+        (b"HTTP/1.1 20x OK\r\n\r\n", "Unsupported HTTP/1"),
+        (OK + b"no colon\r\n\r\n", "without colon"),
+        (OK + b"A: b\0c\r\n\r\n", "byte in header"),
+        (OK + b"Content-Length: -5\r\n\r\nhello", "Invalid Content-Length"),
+        (OK + b"Content-Length: 5, 6\r\n\r\nhello", "Invalid Content-Length"),
+        (OK + b"Content-Length: \xb2\r\n\r\nhello", "Invalid Content-Length"),
+        (sized(b"hello", "Content-Length: 6"), "Invalid Content-Length"),
+        (OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n", "Transfer-Encoding"),
+        (CHUNKED + b"-5\r\nhello", "chunk"),
+        (CHUNKED + b"5" * 9000, "chunk"),
+        (CHUNKED + b"2\r\nhello\r\n", "cut after 2"),
+        (CHUNKED + b"0\r\n" + b"a: b\r\n" * 20_000, "Too many"),
+        (OK + b"a: b\r\n" * 20_000, "Too many"),
+        (OK + b"a: " + b"b" * (1 << 20) + b"\r\n\r\n", "error 100"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 30_000, "Too large"),
     ],
+    ids=range(16),
 )
 def test_nonsense_is_refused_and_ends_the_connection(script, answer, words):
     server = script(answer, None, sized(b"good"))
@@ -168,7 +169,7 @@ def test_nonsense_is_refused_and_ends_the_connection(script, answer, words):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (OK + b"Content-Le", "connection failed"),
+        (OK + b"Content-Le", "cut in the head"),
         (OK + b"Content-Length: 5\r\n\r\nhel", "cut after 3 of 5"),
         (CHUNKED + b"5\r\nhel", "cut after 3"),
         (CHUNKED + b"5\r\nhello\r\n", "cut after 5"),
@@ -195,9 +196,11 @@ def drip(*pieces):
 
 
 def test_the_head_has_to_come_in_time(script):
-    server = script(drip(OK, *[b"A: b\r\n"] * 5))
+    server = script(drip(OK, *[b"A: b\r\n"] * 50))
+    start = time.monotonic()
     with pytest.raises(FetchError, match="nothing came"):
-        bodies(server, timeout=0.3)
+        bodies(server, timeout=1.0)
+    assert time.monotonic() - start < 4
 
 
 @pytest.mark.parametrize(
@@ -234,23 +237,63 @@ def test_a_tunnel_through_a_proxy(script, monkeypatch):
     server = script(b"HTTP/1.1 407 No\r\n\r\n", None)
     monkeypatch.setenv("https_proxy", server.address)
     client = Client("https://archive.test", timeout=2.0)
-    with pytest.raises(FetchError, match="refuses: status 407"):
+    with pytest.raises(FetchError, match="tunnel failed, response 407"):
         client.content("https://archive.test/a?token=x")
     assert server.requests[0].startswith("CONNECT archive.test:443 HTTP/1.1")
     assert "token" not in server.requests[0]
 
 
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "https://p.test", "http://"])
+@pytest.mark.parametrize("proxy", ["socks5://me:secret@127.0.0.1:1", "gopher://p"])
 def test_proxies_that_cannot_be_used(monkeypatch, proxy):
     monkeypatch.setenv("https_proxy", proxy)
-    with pytest.raises(UsageError, match="https_proxy"):
+    with pytest.raises(FetchError, match="connection failed") as caught:
+        Client("https://archive.test").content("https://archive.test/a")
+    assert "secret" not in str(caught.value)
+
+
+def test_nothing_of_the_users_other_programs_is_read(script, monkeypatch, tmp_path):
+    (tmp_path / ".curlrc").write_text('insecure\nuser-agent = "other"\nproxy = x:1\n')
+    (tmp_path / ".netrc").write_text("default login me password hidden\n")
+    for name in ("HOME", "CURL_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    server = script(sized(b"x"))
+    assert bodies(server) == [b"x"]
+    lines = server.requests[0].splitlines()
+    assert [line.partition(":")[0] for line in lines[1:]] == EXPECTED
+    assert "User-Agent: stellar/" in server.requests[0]
+
+
+def test_a_password_in_a_redirect_is_not_sent(script):
+    server = script(b"", sized(b"x"))
+    there = server.address.replace("//", "//me:hidden@")
+    server.answers[0] = (
+        f"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: {there}/b\r\n\r\n"
+    ).encode()
+    assert bodies(server) == [b"x"]
+    assert server.requests[1].startswith("GET /b HTTP/1.1")
+    assert "Authorization" not in server.requests[1]
+
+
+@pytest.mark.parametrize("there", ["http://[::1", "http://h:port/", "http://a b/"])
+def test_a_redirect_to_what_is_no_address(script, there):
+    head = f"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: {there}\r\n\r\n"
+    with pytest.raises(FetchError, match="an address that is none"):
+        bodies(script(head.encode()))
+
+
+def test_certificates_that_are_not_there(monkeypatch, tmp_path):
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    with pytest.raises(UsageError, match="REQUESTS_CA_BUNDLE names certificates"):
         Client("https://archive.test")
 
 
-def test_only_so_many_connections_idle(script):
-    server = script(sized(b"1"), None)
-    lines = wire.Connections(0, 2.0, 2.0)
-    answer = lines.get(server.address, {})
-    assert answer.read() == b"1"
-    assert answer.read() == b""
-    assert lines._idle == []
+def test_interrupts_are_heard_while_nothing_comes(script):
+    server = script(drip(b"", *[b""] * 100))
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        bodies(server, timeout=8.0)
+    assert time.monotonic() - start < 4

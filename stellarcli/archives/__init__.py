@@ -1,12 +1,13 @@
 """Getting files from the archives, whole or not at all.
 
 =============  =====================================================================
-wire           HTTP on connections that stay open
-client         one GET: redirects, limits, time-outs, the token, what went wrong
+exchange       one GET request: the head of its answer, where the body goes
+wire           connections that stay open, by libcurl
+client         redirects, limits, time-outs, the token, what went wrong
 token          the secret that releases not yet public ask for
 verification   whether bytes are a whole FITS file, and the right one
 store          the directory that files go to: names, journal, resume
-crew           threads and processes that fetch small files; repetitions
+crew           small files, many at once, in several processes; repetitions
 batch          many small files: what became of them
 transfer       one large file, continued where it was cut
 nights         the spectra in a tarball of a night

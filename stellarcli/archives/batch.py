@@ -1,7 +1,8 @@
-"""Many small files: fetched by several threads, verified, repeated where needed."""
+"""Many small files: fetched several at once, verified, repeated where needed."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ def repeated(client: Client, attempt: Callable[[], Any], retries: int = RETRIES)
             tries += 1
             if gives_up(error, tries, retries):
                 raise
-            client.sleep(back_off(tries, error.wait))
+            time.sleep(back_off(tries, error.wait))
 
 
 def fetch(
@@ -200,10 +201,9 @@ def mean_size(client: Client, items: Sequence[Item], typical: int) -> int:
     for item in items:
         for address in item.addresses:
             try:
-                reply = client.get(address)
+                reply = client.stream(address, lambda _: None)
             except FetchError:
                 continue
-            reply.answer.close()
             if reply.length and "json" not in reply.header("Content-Type"):
                 found.append(reply.length)
             break

@@ -8,74 +8,44 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import ssl
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from email.message import Message
 from email.utils import parsedate_to_datetime
 from multiprocessing.context import BaseContext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from stellarcli import __version__
 from stellarcli.archives import wire
+from stellarcli.archives.exchange import Begin, Exchange, Failed, Reply
 from stellarcli.archives.token import Token
 from stellarcli.errors import FetchError, Trouble, UsageError
 
 CONNECTIONS = 8
 TIMEOUT = 30.0  # s without a byte
 CONNECT_TIMEOUT = 10.0  # s
-SLOWEST = 1000.0  # bytes/s; slower bodies, on average, count as hanging
+SLOWEST = 1000  # bytes/s; less counts as nothing
 REDIRECTS = 5
 LONGEST_WAIT = 120.0  # s that Retry-After may ask for
-WORDS = 1 << 16  # bytes of an error's body that are looked at
 SMALL = 64 << 20  # bytes; limit of what is kept in memory
 
+LOOK = 0.2  # s; Ctrl-C is heard that often
+
+REDIRECTING = {301, 302, 303, 307, 308}
 BUSY = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
 LOGIN_ADDRESS = re.compile(r"log-?in|oauth|passport|sso|signin", re.IGNORECASE)
 LOGIN_PAGE = re.compile(
     rb"log\s*-?in|sign\s*-?in|password|oauth|\xe7\x99\xbb\xe5\xbd\x95", re.I
 )
-PLAIN_NAME = re.compile(r'\s*attachment\s*;\s*filename="?([\w.+-]+)"?\s*', re.ASCII)
-
-
-class Stopped(Exception):
-    """The run has ended while this thread waited."""
-
-
-@dataclass
-class Reply:
-    """The head of a good answer; its body is read from `Client.body`.
-
-    Attributes
-    ----------
-    answer : wire.Answer
-    """
-
-    answer: wire.Answer
-
-    @property
-    def length(self) -> int | None:
-        """Bytes of the body, if the server says so."""
-        return self.answer.length
-
-    @property
-    def name(self) -> str:
-        """File name that the server proposes; anything may be in it."""
-        return _proposed_name(self.header("Content-Disposition"))
-
-    def header(self, name: str) -> str:
-        """Return a header; empty if there is none."""
-        return self.answer.headers.get(name.lower(), "")
+T = TypeVar("T")
+Steps = Generator[Exchange, None, T]  # exchanges to be done, and what comes of them
 
 
 class Client:
-    """Connections to one archive, shared by threads.
+    """Connections to one archive.
 
     Parameters
     ----------
@@ -108,26 +78,26 @@ class Client:
         self.token = token
         self.connections = connections
         self.timeout = timeout
-        self.stop = threading.Event()
+        self.lines = wire.Connections(connections, timeout, CONNECT_TIMEOUT, SLOWEST)
         self._interval = 1.0 / rate if rate else 0.0
         # by the monotonic clock: when the next request may start
         self._turn: Any = SimpleNamespace(value=0.0)
-        self._lock: Any = threading.Lock()
-        self._lines = wire.Connections(connections, timeout, CONNECT_TIMEOUT)
-        address = urlsplit(self.base)
-        wire.proxy_of(address.scheme, address.hostname or "")  # now, not in a thread
+        self._lock: Any = nullcontext()
         if token is not None:
             _check_private(self.base)
 
     def share(self, context: BaseContext) -> None:
-        """Let processes that are made of this one keep to one rate and its pauses."""
+        """Let processes that are made of this one keep to one rate and its pauses.
+
+        Connections that are open can't be theirs as well.
+        """
+        self.lines.close()
         self._turn = context.Value("d", self._turn.value)
         self._lock = self._turn.get_lock()
 
     def settle(self, connections: int) -> None:
         """Go on in a new process, with a share of the connections."""
         self.connections = connections
-        self._lines.forget()
 
     def mask(self, text: str) -> str:
         """Return a text without the token."""
@@ -138,16 +108,42 @@ class Client:
         with self._lock:
             self._turn.value = max(self._turn.value, time.monotonic() + seconds)
 
-    def sleep(self, seconds: float) -> None:
-        """Wait; raise `Stopped` as soon as the run has ended."""
-        if self.stop.wait(seconds) if seconds > 0 else self.stop.is_set():
-            raise Stopped
+    def turn(self) -> float:
+        """Take the next turn: when, by the monotonic clock, a request may start."""
+        with self._lock:
+            turn = max(time.monotonic(), self._turn.value)
+            self._turn.value = turn + self._interval
+        return turn
 
-    def get(
+    def content(
         self,
         address: str,
         parameters: Mapping[str, object] | None = None,
+        limit: int = SMALL,
+    ) -> tuple[bytes, Reply]:
+        """Return the whole body of an answer; see `stream`."""
+        return self._done(self.content_steps(address, parameters, limit))
+
+    def content_steps(
+        self,
+        address: str,
+        parameters: Mapping[str, object] | None = None,
+        limit: int = SMALL,
+    ) -> Steps[tuple[bytes, Reply]]:
+        """As `content`, for those who have the exchanges done; see `steps`."""
+        pieces: list[bytes] = []
+        reply = yield from self.steps(
+            address, lambda _: pieces.append, parameters, limit=limit
+        )
+        return b"".join(pieces), reply
+
+    def stream(
+        self,
+        address: str,
+        begin: Begin,
+        parameters: Mapping[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
+        limit: int = SMALL,
     ) -> Reply:
         """Send a GET request and follow redirects.
 
@@ -155,19 +151,57 @@ class Client:
         ----------
         address : str
             Absolute.
+        begin : callable
+            Given the head, as soon as it is there, of an answer with status 200 or 206.
+            Returns what takes the body piece by piece, or None if it isn't wanted.
+            Whatever either of them raises ends the exchange.
         parameters : mapping, optional
             Of the query.
         headers : mapping, optional
+        limit : int
+            Bytes; a longer body is refused.
 
         Returns
         -------
         Reply
-            With status 200 or 206.
 
         Raises
         ------
         FetchError
-            Of every other outcome; the reason never contains the token.
+            Of every other outcome: another status, a body that is too long, too slow or
+            cut. The reason never contains the token.
+        """
+        return self._done(self.steps(address, begin, parameters, headers, limit))
+
+    def _done(self, steps: Steps[T]) -> T:
+        """Do exchanges one after another, and return what comes of them."""
+        try:
+            while True:
+                exchange = next(steps)
+                time.sleep(max(self.turn() - time.monotonic(), 0.0))
+                self.lines.start(exchange)
+                while not self.lines.ended(LOOK):
+                    pass
+        except StopIteration as end:
+            return end.value
+        except BaseException:
+            self.lines.close()
+            raise
+
+    def steps(
+        self,
+        address: str,
+        begin: Begin,
+        parameters: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+        limit: int = SMALL,
+    ) -> Steps[Reply]:
+        """As `stream`, for those who have the exchanges done, perhaps many at once.
+
+        Yields
+        ------
+        Exchange
+            To be done before the next one is asked for: a redirect is another one.
         """
         secret = self.token is not None and _origin(address) == _origin(self.base)
         parameters = dict(parameters or {})
@@ -177,79 +211,25 @@ class Client:
             join = "&" if "?" in address else "?"
             address += join + urlencode(parameters)
         for _ in range(REDIRECTS + 1):
-            reply = Reply(self._send(address, headers or {}))
-            location = reply.header("Location")
-            if reply.answer.status not in (301, 302, 303, 307, 308) or not location:
-                return self._checked(reply)
-            reply.answer.close()
+            exchange = Exchange(address, {**HEADERS, **(headers or {})}, begin, limit)
+            yield exchange
+            self._check(exchange)
+            if exchange.reply.good:
+                return exchange.reply
+            location = exchange.reply.header("Location")
+            if exchange.reply.status not in REDIRECTING or not location:
+                raise self._refusal(exchange)
             address = self._target(address, location, secret)
         raise FetchError("the archive redirects in circles")
 
-    def content(
-        self,
-        address: str,
-        parameters: Mapping[str, object] | None = None,
-        limit: int = SMALL,
-    ) -> tuple[bytes, Reply]:
-        """Return the whole body of an answer; see `get` and `body`."""
-        reply = self.get(address, parameters)
-        return b"".join(self.body(reply, limit)), reply
-
-    def body(self, reply: Reply, limit: int) -> Iterator[bytes]:
-        """Yield the body in pieces, as they arrive.
-
-        Parameters
-        ----------
-        reply : Reply
-        limit : int
-            Bytes; a longer body is refused.
-
-        Raises
-        ------
-        FetchError
-            If it is too long, too slow, or cut.
-        """
-        received, start = 0, time.monotonic()
-        try:
-            if reply.length is not None and reply.length > limit:
-                raise _too_long(f"{reply.length} bytes", limit)
-            while piece := reply.answer.read():
-                received += len(piece)
-                if received > limit:
-                    raise _too_long("more and more", limit)
-                self._check_speed(received, time.monotonic() - start)
-                yield piece
-        except wire.Ended:
-            raise _cut(received, reply.length) from None
-        except OSError as error:
-            raise self._failure(error) from None
-        finally:
-            reply.answer.close()  # what is left in it would be the next answer
-
-    def _check_speed(self, received: int, seconds: float) -> None:
-        if self.stop.is_set():
-            raise Stopped
-        if seconds > self.timeout and received < SLOWEST * seconds:
-            raise FetchError(
-                f"too slow: {received} bytes in {seconds:.0f} s, less than "
-                f"{SLOWEST:.0f} a second"
-            )
-
-    def _send(self, address: str, headers: Mapping[str, str]) -> wire.Answer:
-        with self._lock:
-            now = time.monotonic()
-            turn = max(now, self._turn.value)
-            self._turn.value = turn + self._interval
-        self.sleep(turn - now)
-        try:
-            return self._lines.get(address, {**HEADERS, **headers})
-        except (OSError, ValueError) as error:
-            raise self._failure(error) from None
-
     def _target(self, address: str, location: str, secret: bool) -> str:
         """Where a redirect leads, if it may be followed."""
-        target = urljoin(address, location)
-        here, there = urlsplit(address), urlsplit(target)
+        try:
+            target = urljoin(address, location)
+            here, there = urlsplit(address), urlsplit(target)
+            _ = there.port  # raises where it is no number
+        except ValueError:
+            raise FetchError("the archive names an address that is none") from None
         shown = self.mask(f"{there.scheme}://{there.netloc.rpartition('@')[2]}")[:100]
         if there.scheme not in ("http", "https") or not there.hostname:
             raise FetchError(f"a redirect to {shown} is refused", Trouble.REFUSED)
@@ -271,30 +251,20 @@ class Client:
             )
         return target
 
-    def _checked(self, reply: Reply) -> Reply:
-        """Return the reply, or raise the error that its status means."""
-        number = reply.answer.status
-        if number in (200, 206):
-            return reply
-        words = self._words(reply)
+    def _refusal(self, exchange: Exchange) -> FetchError:
+        """Build the error that a status means."""
+        number, words = exchange.reply.status, self.words_of(b"".join(exchange.words))
         status = f"HTTP status {number}" + (f" ({words})" if words else "")
-        wait = _retry_after(reply.header("Retry-After"))
+        wait = _retry_after(exchange.reply.header("Retry-After"))
         if number in (429, 503) and wait:
             self.pause(wait)
         if number in BUSY:
-            raise FetchError(status, Trouble.PASSING, wait)
+            return FetchError(status, Trouble.PASSING, wait)
         if number in (401, 403, 407):
-            raise FetchError(f"{status}: access refused", Trouble.LOGIN)
+            return FetchError(f"{status}: access refused", Trouble.LOGIN)
         if number in (404, 410):
-            raise FetchError(f"{status}: no such file", Trouble.ABSENT)
-        raise FetchError(status, Trouble.ANSWER)
-
-    def _words(self, reply: Reply) -> str:
-        """Return what the body of an error says, if it is JSON."""
-        try:
-            return self.words_of(b"".join(self.body(reply, WORDS)))
-        except FetchError:
-            return ""
+            return FetchError(f"{status}: no such file", Trouble.ABSENT)
+        return FetchError(status, Trouble.ANSWER)
 
     def words_of(self, content: bytes) -> str:
         """Return the message in a JSON answer, without the token; empty if none."""
@@ -309,24 +279,31 @@ class Client:
         text = " ".join(": ".join(words).split())
         return self.mask("".join(c for c in text if c.isprintable()))[:300]
 
-    def _failure(self, error: Exception) -> FetchError:
-        """Say why a connection failed, in words that don't quote the address."""
-        if self.stop.is_set():
-            raise Stopped
-        where = urlsplit(self.base).netloc
-        if isinstance(error, socket.gaierror):
-            return FetchError(f"the name of {where} can't be resolved")
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return FetchError(
-                f"the certificate of {where} isn't valid: {error.verify_message}",
-                Trouble.REFUSED,
-            )
-        if isinstance(error, TimeoutError):
-            return FetchError(f"nothing came for {self.timeout:g} s")
-        if isinstance(error, ValueError):
+    def _check(self, exchange: Exchange) -> None:
+        """Raise if there is no whole answer, in words that don't quote the address."""
+        try:
+            exchange.check()
+        except Failed as failure:
+            raise self._failure(failure, exchange) from None
+
+    def _failure(self, failure: Failed, exchange: Exchange) -> FetchError:
+        where, text = urlsplit(self.base).netloc, self.mask(str(failure))
+        length = exchange.reply.length
+        if failure.code == wire.NO_ADDRESS:
             return FetchError("the archive names an address that is none")
-        text = error.strerror or str(error) or type(error).__name__
-        return FetchError(f"the connection failed ({self.mask(text)})")
+        if failure.code in wire.UNRESOLVED:
+            return FetchError(f"the name of {where} can't be resolved")
+        if failure.code in wire.UNTRUSTED:
+            return FetchError(
+                f"the certificate of {where} isn't valid: {text}", Trouble.REFUSED
+            )
+        if failure.code == wire.TOO_SLOW:
+            return _too_slow(exchange.received, self.timeout)
+        if failure.code in wire.CUT and exchange.received:
+            return FetchError(
+                f"the connection was cut after {exchange.received} of {length} bytes"
+            )
+        return FetchError(f"the connection failed ({text})")
 
 
 HEADERS = {
@@ -378,18 +355,6 @@ def _origin(address: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or ports.get(parts.scheme)
 
 
-def _proposed_name(disposition: str) -> str:
-    plain = PLAIN_NAME.fullmatch(disposition)
-    if plain or not disposition:
-        return plain[1] if plain else ""
-    message = Message()
-    message["Content-Disposition"] = disposition
-    try:
-        return message.get_filename("") or ""
-    except (LookupError, ValueError):  # names in encodings that don't exist
-        return ""
-
-
 def _retry_after(text: str | None) -> float:
     """Seconds, or seconds until a date; 0 if it is neither."""
     text = (text or "").strip()
@@ -405,11 +370,10 @@ def _retry_after(text: str | None) -> float:
     return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else 0.0
 
 
-def _cut(received: int, length: int | None) -> FetchError:
-    return FetchError(f"the connection was cut after {received} of {length} bytes")
-
-
-def _too_long(found: str, limit: int) -> FetchError:
+def _too_slow(received: int, timeout: float) -> FetchError:
+    if not received:
+        return FetchError(f"nothing came for {timeout:g} s")
     return FetchError(
-        f"the archive sends {found}, where {limit} bytes are the most", Trouble.REFUSED
+        f"too slow: {received} bytes have come, and for {timeout:g} s less than "
+        f"{SLOWEST} a second"
     )

@@ -1,19 +1,16 @@
-"""The threads that fetch small files, and the processes that they are spread over.
+"""Those who fetch small files, many at once, in one process or in several.
 
 A file is received, verified and written under a temporary name here; its name and the
-journal are the parent's business. Python runs one thread of a process at a time, so
-that large batches are worked at by several processes.
+journal are the parent's business.
 """
 
 from __future__ import annotations
 
 import heapq
-import itertools
 import os
 import random
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections import deque
@@ -24,7 +21,8 @@ from typing import Any
 
 from stellarcli import parallel
 from stellarcli.archives import verification
-from stellarcli.archives.client import Client, Stopped
+from stellarcli.archives.client import Client, Steps
+from stellarcli.archives.exchange import Exchange
 from stellarcli.archives.store import Item, Store, Written
 from stellarcli.errors import FetchError, StellarError, Trouble
 
@@ -32,11 +30,11 @@ RETRIES = 5
 ASKED = 3  # times that one file's answer "no" is heard before it is believed
 FIRST_WAIT = 0.5  # s; doubled at every repetition
 MOST_WAIT = 60.0  # s
-LOOK = 0.05  # s between looks at what the threads have done
+LOOK = 0.05  # s between reports of what was done
 FINAL = (Trouble.ABSENT, Trouble.REFUSED)
 MANY = 200  # files; fewer aren't worth another process
 ENDS = (signal.SIGINT, signal.SIGTERM)
-PROCESSES = 4  # threads of one process wait for each other as much as they work
+PROCESSES = 2  # each does for what comes through a gigabit per second
 
 
 def back_off(tries: int, wait: float = 0.0) -> float:
@@ -55,63 +53,21 @@ def gives_up(error: FetchError, tries: int, retries: int) -> bool:
 
 @dataclass(order=True)
 class _Job:
-    """A file to fetch, and how often that was tried."""
+    """A file to fetch."""
 
-    ready: float
+    ready: float  # when it, or its next exchange, may begin
     number: int
     item: Item = field(compare=False)
     tries: int = field(compare=False, default=0)
-
-
-class _Queue:
-    """Jobs by the time from which they may be done; repetitions wait here."""
-
-    def __init__(self, items: Iterable[Item]):
-        self._fresh = iter(items)
-        self._waiting: list[_Job] = []
-        self._count = itertools.count()
-        self._busy = 0
-        self._changed = threading.Condition()
-
-    def take(self, stop: threading.Event) -> _Job | None:
-        """Return the next job, or None when all are done."""
-        with self._changed:
-            while not stop.is_set():
-                now = time.monotonic()
-                if self._waiting and self._waiting[0].ready <= now:
-                    self._busy += 1
-                    return heapq.heappop(self._waiting)
-                item = next(self._fresh, None)
-                if item is not None:
-                    self._busy += 1
-                    return _Job(now, next(self._count), item)
-                if not self._waiting and not self._busy:
-                    return None
-                pause = self._waiting[0].ready - now if self._waiting else 1.0
-                self._changed.wait(min(pause, 1.0))
-        return None
-
-    def done(self) -> None:
-        """Say that a job that was taken needs no repetition."""
-        with self._changed:
-            self._busy -= 1
-            self._changed.notify_all()
-
-    def again(self, job: _Job, seconds: float) -> None:
-        """Give a job back, to be done after some time."""
-        with self._changed:
-            self._busy -= 1
-            later = time.monotonic() + seconds
-            again = _Job(later, next(self._count), job.item, job.tries)
-            heapq.heappush(self._waiting, again)
-            self._changed.notify_all()
+    steps: Steps[Written] | None = field(compare=False, default=None)
+    exchange: Exchange | None = field(compare=False, default=None)
 
 
 Result = tuple[Item, Written | BaseException]
 
 
 class Crew:
-    """Threads that work through items.
+    """Works through items, with several connections at once.
 
     Parameters
     ----------
@@ -127,88 +83,102 @@ class Crew:
         self, client: Client, store: Store, items: Iterable[Item], retries: int
     ):
         self.client, self.store, self.retries = client, store, retries
-        self.results: deque[Result] = deque()
-        self._ended = threading.Event()
         self._address = 0  # index of the addresses that had the last file
         self._streak = 0  # failures of the archive since the last success
-        self._jobs = _Queue(items)
-        self._threads = [
-            threading.Thread(target=self._work, daemon=True)
-            for _ in range(client.connections)
-        ]
-        try:
-            for thread in self._threads:
-                thread.start()
-        except BaseException:  # Ctrl-C, when the first ones are already at work
-            self.end()
-            raise
+        self._results: list[Result] = []
+        self._fresh = (_Job(0.0, number, item) for number, item in enumerate(items))
+        self._later: list[_Job] = []  # to be repeated
+        self._turns: list[_Job] = []  # whose exchange waits for its turn
+        self._running: dict[Exchange, _Job] = {}
+        self._arrived: deque[_Job] = deque()  # whose exchange has ended
 
     def batches(self) -> Iterator[list[Result]]:
-        """Yield what has been done since the last time, until all is.
+        """Yield what has been done since the last time, now and then, until all is.
 
-        It is looked at now and then: to wake the caller for every file would cost the
-        threads more time than the files do.
+        To tell the caller of every file would cost more time than the files do.
         """
-        over = False
-        while not over:
-            if self._ended.wait(LOOK):
-                self._ended.clear()
-            over = not any(thread.is_alive() for thread in self._threads)
-            done = [self.results.popleft() for _ in range(len(self.results))]
-            if done:
-                yield done
+        told = time.monotonic()
+        while self._begin():
+            seconds = 0.0 if self._arrived else self._pause()
+            for exchange in self.client.lines.ended(seconds):
+                self._arrived.append(self._running.pop(exchange))
+            if self._arrived:  # one, and then those that wait for the network
+                self._go_on(self._arrived.popleft())
+            if self._results and time.monotonic() > told + LOOK:
+                yield self._results
+                self._results, told = [], time.monotonic()
+        if self._results:
+            yield self._results
 
     def end(self) -> None:
-        """Let the threads stop; those that wait for a server end by themselves."""
-        self.client.stop.set()
-        end = time.monotonic() + 1.0
-        for thread in self._threads:
-            if thread.ident is not None:  # it was started
-                thread.join(max(end - time.monotonic(), 0.0))
-        if not any(thread.is_alive() for thread in self._threads):
-            self.client.stop.clear()
+        """Give up what has been begun."""
+        self.client.lines.close()
         self.store.tidy()
 
-    def _work(self) -> None:
-        try:
-            while (job := self._jobs.take(self.client.stop)) is not None:
-                self._do(job)
-        except Stopped:
-            return
-        finally:
-            self._ended.set()
+    def _begin(self) -> bool:
+        """Begin what may begin now; whether anything is left to do."""
+        while job := self._next():
+            job.steps = self._attempt(job.item)
+            self._go_on(job)
+        now = time.monotonic()
+        while self._turns and self._turns[0].ready <= now:
+            job = heapq.heappop(self._turns)
+            self.client.lines.start(job.exchange)
+            self._running[job.exchange] = job
+        return bool(self._turns or self._running or self._arrived or self._later)
 
-    def _do(self, job: _Job) -> None:
+    def _next(self) -> _Job | None:
+        """Take a job, if there are one and a connection for it."""
+        if not self._has_room():
+            return None
+        if self._later and self._later[0].ready <= time.monotonic():
+            return heapq.heappop(self._later)
+        return next(self._fresh, None)
+
+    def _has_room(self) -> bool:
+        asked, most = len(self._turns) + len(self._running), self.client.connections
+        return asked < most and len(self._arrived) < most
+
+    def _pause(self) -> float:
+        """Seconds until something may begin; at most `LOOK`, to tell what was done."""
+        queues = (self._turns, self._later if self._has_room() else [])
+        ready = [queue[0].ready for queue in queues if queue]
+        seconds = min(ready) - time.monotonic() if ready else LOOK
+        return min(max(seconds, 0.0), LOOK)
+
+    def _go_on(self, job: _Job) -> None:
+        """Go on with a job until its next exchange, or its end."""
         result: Written | BaseException
         try:
-            result = self._attempt(job.item)
-            self._streak = 0
+            job.exchange = next(job.steps)
+            job.ready = self.client.turn()
+            heapq.heappush(self._turns, job)
+            return
+        except StopIteration as end:
+            result, self._streak = end.value, 0
         except FetchError as error:
             self._spare(error)
             job.tries += 1
             if not gives_up(error, job.tries, self.retries):
-                self._jobs.again(job, back_off(job.tries, error.wait))
+                job.ready = time.monotonic() + back_off(job.tries, error.wait)
+                heapq.heappush(self._later, job)
                 return
             result = error
-        except Stopped:
-            raise
-        except BaseException as error:  # of the disk, or a mistake: the run ends
+        except Exception as error:  # of the disk, or a mistake: the caller ends the run
             result = error
-            self._ended.set()
-        self.results.append((job.item, result))
-        self._jobs.done()
+        self._results.append((job.item, result))
 
     def _spare(self, error: FetchError) -> None:
-        """Slow all threads down where an archive does nothing but fail."""
+        """Slow down where an archive does nothing but fail."""
         if error.kind in (Trouble.PASSING, Trouble.DAMAGED, Trouble.LOGIN):
             self._streak += 1
             rounds, rest = divmod(self._streak, 2 * self.client.connections)
             if rounds and not rest:
                 self.client.pause(back_off(rounds))
 
-    def _attempt(self, item: Item) -> Written:
+    def _attempt(self, item: Item) -> Steps[Written]:
         """Fetch and verify one file, and write it under a temporary name."""
-        content, proposed = self._content(item)
+        content, proposed = yield from self._content(item)
         try:
             header = verification.check(content, item.cards)
         except FetchError as error:
@@ -224,7 +194,7 @@ class Crew:
         """Names but those that a server wrote the token into."""
         return [name for name in names if self.client.mask(name) == name]
 
-    def _content(self, item: Item) -> tuple[bytes, str]:
+    def _content(self, item: Item) -> Steps[tuple[bytes, str]]:
         """Body of the first address that has the file, and the name proposed for it."""
         count = len(item.addresses)
         missing = None
@@ -232,7 +202,8 @@ class Crew:
         for step in range(count):
             index = (first + step) % count
             try:
-                content, reply = self.client.content(item.addresses[index])
+                steps = self.client.content_steps(item.addresses[index])
+                content, reply = yield from steps
             except FetchError as error:
                 if error.kind is not Trouble.ABSENT:
                     raise

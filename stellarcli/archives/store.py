@@ -26,7 +26,7 @@ from stellarcli.errors import (
     Trouble,
     UsageError,
 )
-from stellarcli.surveys.hdus import inflater
+from stellarcli.surveys.inflating import crc32
 
 try:
     import fcntl
@@ -148,7 +148,7 @@ class Journal:
             content = (self.path.parent / entry["file"]).read_bytes()
         except OSError:
             return False
-        return inflater.crc32(content) == entry["crc32"]
+        return crc32(content) == entry["crc32"]
 
     def is_there(self, key: str) -> bool:
         """Whether the file of a key is there, whole or not."""
@@ -262,7 +262,7 @@ class Store:
                     os.remove(path)
                 raise
         ending = verification.ending(content)
-        return Written(part, list(names), ending, len(content), inflater.crc32(content))
+        return Written(part, list(names), ending, len(content), crc32(content))
 
     def place(self, item: Item, written: Written) -> str:
         """Give a file that is written the first name that can be its own.

@@ -11,13 +11,17 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import IO
 
 from stellarcli import catalog
 from stellarcli.archives import verification
-from stellarcli.archives.client import Client, Reply
+from stellarcli.archives.client import Client
 from stellarcli.archives.crew import RETRIES, back_off, gives_up
+from stellarcli.archives.exchange import Reply
 from stellarcli.errors import AuthenticationError, FetchError, StellarError, Trouble
 
 LARGEST = 64 << 30  # bytes; nights and catalogues stay well below
@@ -82,7 +86,7 @@ def download(
             tries = 1 if part.size > before + PROGRESS else tries + 1
             if gives_up(error, tries, retries):
                 raise
-            client.sleep(back_off(tries, error.wait))
+            time.sleep(back_off(tries, error.wait))
     part.finish()
 
 
@@ -143,36 +147,17 @@ class Part:
         headers = {"Range": f"bytes={start}-"} if start else {}
         if start and known["validator"]:
             headers["If-Range"] = known["validator"]
-        try:
-            reply = client.get(address, headers=headers)
-        except FetchError as error:
-            if start and "416" in str(error):  # the file has become shorter
-                self.discard()
-                raise FetchError("the file changed while it was fetched") from None
-            raise
-        try:
-            start, total = _range(reply, start, known)
-        except FetchError:
-            reply.answer.close()
-            self.discard()
-            raise
-        room = shutil.disk_usage(self.path.parent).free - RESERVE
-        if total is not None and total - start > room:
-            reply.answer.close()
-            raise StellarError(
-                f"{self.target} needs {(total - start) / 1e9:.2f} GB, and "
-                f"{max(room, 0) / 1e9:.2f} GB are to be had on its disk. Free some "
-                "space, or write elsewhere."
-            )
-        with catalog.explained(str(self.target), str(self.path)):
-            self._remember(address, reply, total)
-            with open(self.path, "rb+" if start else "wb") as file:
-                file.truncate(start)
-                file.seek(start)
-                progress(start, total)
-                for chunk in client.body(reply, min(room, LARGEST - start)):
-                    file.write(chunk)
-                    progress(file.tell(), total)
+        with (
+            catalog.explained(str(self.target), str(self.path)),
+            closing(_Arrival(self, address, start, known, progress)) as arrival,
+        ):
+            try:
+                client.stream(address, arrival.begin, headers=headers, limit=LARGEST)
+            except FetchError as error:
+                if start and "416" in str(error):  # the file has become shorter
+                    self.discard()
+                    raise FetchError("the file changed while it was fetched") from None
+                raise
 
     def _known(self, address: str) -> dict:
         """Read the note about what is there, if it belongs to this address."""
@@ -184,7 +169,8 @@ class Part:
         whole = isinstance(note, dict) and set(note) == wanted
         return note if whole and note["address"] == address else {}
 
-    def _remember(self, address: str, reply: Reply, total: int | None) -> None:
+    def remember(self, address: str, reply: Reply, total: int | None) -> None:
+        """Write the note about what arrives."""
         strong = reply.header("ETag")
         validator = strong if strong.startswith('"') else ""
         validator = validator or reply.header("Last-Modified")
@@ -192,9 +178,75 @@ class Part:
         self.note.write_text(json.dumps(note), encoding="utf-8")
 
 
+class _Arrival:
+    """Takes what comes of a file, and writes it where it belongs.
+
+    Parameters
+    ----------
+    part : Part
+    address : str
+        That it comes from.
+    start : int
+        Byte that was asked for.
+    known : dict
+        The note about what is there.
+    progress : callable
+        Told how many bytes there are, and of how many.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        address: str,
+        start: int,
+        known: dict,
+        progress: Callable[[int, int | None], None],
+    ):
+        self.part, self.address = part, address
+        self.start, self.known, self.progress = start, known, progress
+        self.total: int | None = None
+        self._room = 0  # bytes that the disk has for it
+        self._file: IO[bytes] | None = None
+
+    def begin(self, reply: Reply) -> Callable[[bytes], None]:
+        """Look at the head of the answer; return what takes its body."""
+        try:
+            self.start, self.total = _range(reply, self.start, self.known)
+        except FetchError:
+            self.part.discard()
+            raise
+        self._room = shutil.disk_usage(self.part.path.parent).free - RESERVE
+        if self.total is not None and self.total - self.start > self._room:
+            raise self._too_large(f"{(self.total - self.start) / 1e9:.2f} GB")
+        self.part.remember(self.address, reply, self.total)
+        self._file = self.part.path.open("rb+" if self.start else "wb")
+        self._file.truncate(self.start)
+        self._file.seek(self.start)
+        self.progress(self.start, self.total)
+        return self._write
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, piece: bytes) -> None:
+        self._room -= len(piece)
+        if self._room < 0:
+            raise self._too_large("more")
+        self._file.write(piece)
+        self.progress(self._file.tell(), self.total)
+
+    def _too_large(self, needs: str) -> StellarError:
+        return StellarError(
+            f"{self.part.target} needs {needs}, and {max(self._room, 0) / 1e9:.2f} GB "
+            "are to be had on its disk. Free some space, or write elsewhere."
+        )
+
+
 def _range(reply: Reply, start: int, known: dict) -> tuple[int, int | None]:
     """Where the body belongs in the file, and the bytes of the whole."""
-    if reply.answer.status != 206:
+    if reply.status != 206:
         return 0, reply.length
     found = CONTENT_RANGE.fullmatch(reply.header("Content-Range"))
     if not start or not found or int(found[1]) != start:

@@ -21,7 +21,8 @@ import numpy as np
 
 from stellarcli.archives.client import LOGIN_PAGE, SMALL
 from stellarcli.errors import FetchError, Trouble, one_line
-from stellarcli.surveys.hdus import BLOCK, CARD, END, GZIP, Header, inflater
+from stellarcli.surveys.hdus import BLOCK, CARD, END, Header
+from stellarcli.surveys.inflating import GZIP, one_member
 
 BZIP2 = b"BZh"
 SIMPLE = b"SIMPLE  ="
@@ -103,7 +104,9 @@ def _opened(file: IO[bytes], head: bytes) -> IO[bytes]:
 def _inflated(content: bytes) -> bytes:
     """Return the FITS bytes inside, at most `SMALL` of them."""
     if content.startswith(GZIP):
-        return _unpacked(content, lambda: inflater.decompressobj(wbits=31), GZIP)
+        if whole := one_member(content, SMALL):
+            return whole
+        return _unpacked(content, lambda: zlib.decompressobj(wbits=31), GZIP)
     if content.startswith(BZIP2):
         return _unpacked(content, bz2.BZ2Decompressor, BZIP2)
     if not content.startswith(SIMPLE):
@@ -117,7 +120,7 @@ def _unpacked(content: bytes, decompressor, magic: bytes) -> bytes:
         unpack = decompressor()
         try:
             parts.append(unpack.decompress(content, room + 1))
-        except (inflater.error, zlib.error, OSError, ValueError) as error:
+        except (zlib.error, OSError, ValueError) as error:
             raise _damaged(error) from None
         room -= len(parts[-1])
         if room < 0:

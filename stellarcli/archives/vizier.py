@@ -40,7 +40,7 @@ def service(address: str):
     """
     if importlib.util.find_spec("pyvo") is None:
         raise UsageError(
-            "catalogues of VizieR need pyvo; run 'pip install stellarcli[vo]'."
+            "catalogues of VizieR need pyvo; run: pip install 'stellarcli[vo]'."
         )
     import pyvo
 

@@ -105,7 +105,7 @@ def _check_format(path: str, formats: Collection[str]) -> None:
         )
     if form == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UsageError(
-            f"writing {path} needs pyarrow; run 'pip install stellarcli[parquet]', or "
+            f"writing {path} needs pyarrow; run: pip install 'stellarcli[parquet]', or "
             "choose .fits."
         )
 

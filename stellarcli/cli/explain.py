@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -289,7 +290,7 @@ def _block(found: Importance, name: str, windows: list[Window]) -> Block:
             ", ".join(window.lines) or "–",
             f"{window.low:.0f}–{window.high:.0f}",
             f"{window.importance:.3g}",
-            f"{window.error:.1g}",
+            f"{window.error:.1g}" if isfinite(window.error) else "–",  # of one star
             f"{window.signed:+.3g}",
         )
         for window in windows

@@ -54,6 +54,7 @@ from stellarcli import (
 )
 from stellarcli.inputs import Task
 from stellarcli.preprocess import Batch
+from stellarcli.surveys import inflating
 
 SAMPLE = 60  # files that the naive way is tried on
 CHUNK = preparation.CHUNK
@@ -74,7 +75,7 @@ def main() -> None:
     parallel.keep_freed_memory()
     model = checkpoint.load(options.model)
     print(f"{cores} cores, model {model.name} ({model.sha256[:8]}), torch", end=" ")
-    print(torch.__version__, "inflate by", surveys.hdus.inflater.__name__)
+    print(torch.__version__, "libdeflate", inflating.gzip_decompress is not None)
     with tempfile.TemporaryDirectory(dir=options.folder.parent) as name:
         work = Path(name)
         plain = sorted(options.folder.glob("*.fits"))
