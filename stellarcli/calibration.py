@@ -5,24 +5,34 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from stellarcli import familiarity, feeding, metrics, models, novelty, sptype
+from stellarcli import (
+    coverage,
+    familiarity,
+    feeding,
+    metrics,
+    models,
+    novelty,
+    sptype,
+)
 from stellarcli.checkpoint import Model
 from stellarcli.dataset import Dataset
+from stellarcli.feeding import Feed
 
 log = logging.getLogger(__name__)
 
 BATCH = 256  # spectra evaluated together
 ENOUGH = 50  # validation rows to judge by; below, training rows do, optimistic as it is
-CUTS = 4  # stretches of each of them, for networks that learn from stretches, …
+CUTS = 8  # stretches of each of them, for networks that learn from stretches, …
 SHORTEST = 0.15  # … of this share of its pixels or more
+LEARNT = 2000  # training spectra that tell where, if not by how much, errors are wrong
 LARGE_ERROR = 0.5  # of the training labels' spread: the spectrum says little
 REFERENCE_SNR = 50.0  # per pixel, where the error's factor is the model's error_scale
 LEAST_SPAN = 0.5  # of the rows' log S/N, for a slope with it
@@ -44,12 +54,15 @@ class Judged:
         missing.
     snr : ndarray of float, shape (spectrum,)
         Of `signal_to_noise`.
+    place : ndarray of float, shape (spectrum, 2)
+        Of `coverage.place`; NaN where wavelengths aren't part of what is fed.
     """
 
     value: np.ndarray
     error: np.ndarray
     truth: np.ndarray
     snr: np.ndarray
+    place: np.ndarray
 
     @classmethod
     def joined(cls, pieces: Sequence[Judged]) -> Judged:
@@ -60,26 +73,34 @@ class Judged:
         )
 
 
-@torch.no_grad()
-def predict_encoded(
-    network: nn.Module,
-    data: Dataset,
-    index: np.ndarray,
-    ends: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and log variance in model units, each (spectrum, label).
+class Encoded(NamedTuple):
+    """Predictions in model units, and what `Judged` has of their spectra."""
 
-    With `ends`, (spectrum, 2), of `feeding.stretches` of the spectra.
-    """
+    mean: np.ndarray
+    variance: np.ndarray
+    snr: np.ndarray
+    place: np.ndarray
+
+
+def _batches(index: np.ndarray) -> Iterator[np.ndarray]:
+    """Hand out rows, those of a batch at a time; an empty one of none."""
+    for start in range(0, max(1, len(index)), BATCH):
+        yield index[start : start + BATCH]
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, feed: Feed) -> tuple[np.ndarray, np.ndarray]:
     network.eval()
     device = next(iter(network.state_dict().values())).device
-    outputs = []
-    for start in range(0, max(1, len(index)), BATCH):
-        feed = data.feed(index[start : start + BATCH])
-        if ends is not None:
-            feed = feeding.stretches(feed, *ends[start : start + BATCH].T)
-        inputs = feeding.tensors(feed, device).values()
-        outputs.append([values.float().cpu().numpy() for values in network(*inputs)])
+    mean, log_variance = network(*feeding.tensors(feed, device).values())
+    return mean.float().cpu().numpy(), log_variance.float().cpu().numpy()
+
+
+def predict_encoded(
+    network: nn.Module, data: Dataset, index: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and log variance in model units, each (spectrum, label)."""
+    outputs = [_outputs(network, data.feed(rows)) for rows in _batches(index)]
     mean, log_variance = zip(*outputs, strict=True)
     return np.concatenate(mean), np.concatenate(log_variance)
 
@@ -137,20 +158,20 @@ def finish(
     elif "wavelength" in data.inputs:
         seen = familiarity.fit(data.feed(sample), start and start.part("familiar"))
         model.state |= {f"familiar.{key}": value for key, value in seen.items()}
-    mean, variance = _ensemble(networks, data, judge)
-    error = np.sqrt(variance)
+    whole = _predicted(networks, data, judge)
     model.limits = {
         "large_error": LARGE_ERROR,
-        "bfloat16_safe": _bfloat16_safe(networks, data, judge, mean, error),
+        "bfloat16_safe": _bfloat16_safe(networks, data, judge, whole),
     }
     types = sptype.numbers(data.rows(sample).text("subclass"))
     if np.isfinite(types).mean() >= TYPED:
         low, high = np.nanquantile(types, (RARE, 1 - RARE))
         model.limits["types"] = [low - TYPE_MARGIN, high + TYPE_MARGIN]
-    judged = unseen or _judged(model, mean, error, data, judge)
-    cut = not unseen and any(getattr(network, "cut", 0) for network in networks)
-    more = _stretches(model, networks, data, judge) if cut else []
-    calibrate(model, Judged.joined([judged, *more]))
+    judged = unseen or _judged(model, whole, data, judge)
+    if not unseen and any(getattr(network, "cut", 0) for network in networks):
+        calibrate_stretches(model, networks, data, judge, judged)
+    else:
+        calibrate(model, judged)
     kind = "validation" if judge is held else "train"
     model.training |= {
         "judged_on": "folds" if unseen else kind,
@@ -184,8 +205,32 @@ def judge_rows(
     data : Dataset
     index : ndarray of int, shape (spectrum,)
     """
-    mean, variance = _ensemble(networks, data, index)
-    return _judged(model, mean, np.sqrt(variance), data, index)
+    return _judged(model, _predicted(networks, data, index), data, index)
+
+
+def _predicted(networks: list[nn.Module], data: Dataset, index: np.ndarray) -> Encoded:
+    """Predict rows of a dataset, in model units."""
+    pieces = []
+    for rows in _batches(index):
+        feed = data.feed(rows)
+        # some networks look at images alone
+        ivar = feed["ivar"] if "ivar" in feed else data.spectra(rows)[1]
+        pieces.append(_ensemble(networks, feed, ivar))
+    return _joined(pieces)
+
+
+def _ensemble(networks: list[nn.Module], feed: Feed, ivar: np.ndarray) -> Encoded:
+    """Return what the ensemble says of some spectra, in model units."""
+    outputs = [_outputs(network, feed) for network in networks]
+    mean, variance = combine(*map(list, zip(*outputs, strict=True)))
+    place = np.full((len(mean), 2), np.nan)
+    if "wavelength" in feed:
+        place = coverage.place(feed)
+    return Encoded(mean, variance, signal_to_noise(ivar), place)
+
+
+def _joined(pieces: Sequence[Encoded]) -> Encoded:
+    return Encoded(*map(np.concatenate, zip(*pieces, strict=True)))
 
 
 def _stretches(
@@ -196,35 +241,27 @@ def _stretches(
     Their errors are to be right, too, not only those of whole spectra.
     """
     rng = np.random.default_rng(0)
-    found = []
-    for _ in range(CUTS):
-        length = SHORTEST ** rng.random(index.size)
-        low = rng.random(index.size) * (1 - length)
-        ends = np.stack([low, low + length], axis=1)
-        mean, variance = _ensemble(networks, data, index, ends)
-        found.append(_judged(model, mean, np.sqrt(variance), data, index, ends))
-    return found
+    pieces: list[list[Encoded]] = [[] for _ in range(CUTS)]
+    for rows in _batches(index):
+        feed = data.feed(rows)
+        for found in pieces:
+            draw = rng.random((2, len(rows)))
+            length = SHORTEST ** draw[0]
+            low = draw[1] * (1 - length)
+            cut = feeding.stretches(feed, low, low + length)
+            found.append(_ensemble(networks, cut, cut["ivar"]))
+    return [_judged(model, _joined(found), data, index) for found in pieces]
 
 
-def _judged(
-    model: Model,
-    mean: np.ndarray,
-    error: np.ndarray,
-    data: Dataset,
-    index: np.ndarray,
-    ends: np.ndarray | None = None,
-) -> Judged:
+def _judged(model: Model, encoded: Encoded, data: Dataset, index: np.ndarray) -> Judged:
     """Bring predictions from model units to those of the labels."""
+    mean, error = encoded.mean, np.sqrt(encoded.variance)
     decoded = [
         (label.decode(mean[:, i]), label.decode_error(mean[:, i], error[:, i]))
         for i, label in enumerate(model.labels)
     ]
     value, error = (np.stack(columns, axis=1) for columns in zip(*decoded, strict=True))
-    feed = dict(zip(feeding.SPECTRUM, data.spectra(index), strict=True))
-    if ends is not None:
-        feed = feeding.stretches(feed, *ends.T)
-    snr = signal_to_noise(feed["ivar"])
-    return Judged(value, error, data.labels[index], snr)
+    return Judged(value, error, data.labels[index], encoded.snr, encoded.place)
 
 
 def some(index: np.ndarray, most: int) -> np.ndarray:
@@ -236,17 +273,6 @@ def _scores(data: Dataset, index: np.ndarray, unlike: dict) -> np.ndarray:
     """Score spectra for novelty, some at a time; (spectrum, 2)."""
     pieces = [index[start : start + BATCH] for start in range(0, len(index), BATCH)]
     return np.concatenate([novelty.score(*data.spectra(i), unlike) for i in pieces])
-
-
-def _ensemble(
-    networks: list[nn.Module],
-    data: Dataset,
-    index: np.ndarray,
-    ends: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and variance of the ensemble, in model units."""
-    outputs = [predict_encoded(network, data, index, ends) for network in networks]
-    return combine(*map(list, zip(*outputs, strict=True)))
 
 
 def signal_to_noise(ivar: np.ndarray) -> np.ndarray:
@@ -268,19 +294,35 @@ def signal_to_noise(ivar: np.ndarray) -> np.ndarray:
     return np.sqrt(ivar).sum(axis=1, dtype=float) / np.maximum(good, 1)
 
 
-def error_factors(model: Model, ivar: np.ndarray) -> np.ndarray:
+def error_factors(
+    model: Model, ivar: np.ndarray, wavelength: np.ndarray | None = None
+) -> np.ndarray:
     """Return what calibration multiplies predicted errors by.
 
     Parameters
     ----------
     model : Model
     ivar : ndarray, shape (spectrum, pixel)
+    wavelength : ndarray, shape (spectrum, pixel), optional
+        Vacuum Å, for models whose errors depend on what is there.
 
     Returns
     -------
     ndarray of float, shape (spectrum, label)
     """
-    return _factors(model, signal_to_noise(ivar))
+    factors = _factors(model, signal_to_noise(ivar))
+    if wavelength is None or not (table := model.part("coverage")):
+        return factors
+    feed = {"ivar": ivar, "wavelength": wavelength}
+    return factors * np.exp(coverage.corrections(feed, table))
+
+
+def _judged_factors(model: Model, judged: Judged) -> np.ndarray:
+    """As `error_factors`, of spectra such as the model has learnt from."""
+    table = model.part("coverage")
+    return _factors(model, judged.snr) * np.exp(
+        coverage.at(judged.place, table) if table else 0.0
+    )
 
 
 def _factors(model: Model, snr: np.ndarray) -> np.ndarray:
@@ -300,22 +342,71 @@ def calibrate(model: Model, judged: Judged) -> None:
     Parameters
     ----------
     model : Model
-        Changed in place.
+        Changed in place, but for its table of `coverage`, if it has one.
     judged : Judged
         Better of rows that the networks haven't seen.
     """
     snr = judged.snr
+    table = model.part("coverage")
     model.error_scale, model.error_slope = [], []
     used = snr[snr > 0]
     low, high = np.percentile(used, (2, 98)) if used.size else (1.0, 1.0)
     distance = np.log(np.clip(snr, low, high) / REFERENCE_SNR)
     ratio = np.abs(judged.value - judged.truth) / judged.error
+    if table:
+        ratio = ratio / np.exp(coverage.at(judged.place, table))
     for off in ratio.T:
         known = np.isfinite(off) & (off > 0) & (snr > 0)
         level, slope = _quantile_line(distance[known], np.log(off[known]))
         model.error_scale.append(float(np.exp(level)))
         model.error_slope.append(slope)
     model.limits["snr"] = [float(low), float(high)]
+
+
+def calibrate_stretches(
+    model: Model,
+    networks: list[nn.Module],
+    data: Dataset,
+    judge: np.ndarray,
+    judged: Judged,
+) -> None:
+    """Calibrate a model for stretches of spectra, whichever they are, as for whole.
+
+    After `calibrate`, with stretches beside the whole spectra, comes a table of
+    `coverage`. It needs more spectra than the validation part often has; where errors
+    are too small or too large, though not by how much all of them are, training
+    spectra tell as well.
+
+    Parameters
+    ----------
+    model : Model
+        Changed in place.
+    networks : list of nn.Module
+    data : Dataset
+    judge : ndarray of int, shape (spectrum,)
+        Its rows to judge by.
+    judged : Judged
+        Of these, whole.
+    """
+    own = Judged.joined([judged, *_stretches(model, networks, data, judge)])
+    calibrate(model, own)
+    learnt = some(_real(data, data.index("train")), LEARNT)
+    learnt = np.setdiff1d(learnt, judge)
+    if "wavelength" not in data.inputs or judge.size + learnt.size < ENOUGH:
+        return
+    more = _stretches(model, networks, data, learnt)
+    everything = Judged.joined([own, judge_rows(model, networks, data, learnt), *more])
+    seen = np.arange(len(everything.snr)) >= len(own.snr)
+    ratio = np.abs(everything.value - everything.truth) / everything.error
+    with np.errstate(divide="ignore"):
+        excess = np.log(ratio / _factors(model, everything.snr))
+    excess[everything.snr == 0] = np.nan
+    spectra = judge.size + learnt.size
+    share = metrics.WITHIN[1]
+    table = coverage.fit(everything.place, excess, seen, spectra, share)
+    for rows in _batches(np.concatenate([judge, learnt])):
+        table |= familiarity.fit(data.feed(rows), table if "seen" in table else None)
+    model.state |= {f"coverage.{name}": value for name, value in table.items()}
 
 
 def _quantile_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -341,7 +432,7 @@ def _quantile_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 def metrics_of(model: Model, judged: Judged) -> dict[str, Any]:
     """Return the figures of merit of each label, with calibrated errors."""
-    error = judged.error * _factors(model, judged.snr)
+    error = judged.error * _judged_factors(model, judged)
     results = {
         label.name: metrics.summary(judged.value[:, i], judged.truth[:, i], error[:, i])
         for i, label in enumerate(model.labels)
@@ -353,8 +444,7 @@ def _bfloat16_safe(
     networks: list[nn.Module],
     data: Dataset,
     index: np.ndarray,
-    mean: np.ndarray,
-    error: np.ndarray,
+    whole: Encoded,
 ) -> bool:
     """Say whether bfloat16 moves each label by less than a tenth of its error."""
     means = []
@@ -362,7 +452,7 @@ def _bfloat16_safe(
         reduced = models.fused(copy.deepcopy(network))
         reduced.trunk.to(torch.bfloat16)
         means.append(predict_encoded(reduced, data, index)[0])
-    moved = (np.mean(means, axis=0) - mean) / error
+    moved = (np.mean(means, axis=0) - whole.mean) / np.sqrt(whole.variance)
     typical = np.sqrt(np.square(moved).mean(axis=0))
     log.info("bfloat16 moves labels by %s of their errors", typical.round(3).tolist())
     return bool((typical < HARMLESS).all())

@@ -1,8 +1,9 @@
 """The model file: weights and everything that `predict` needs, without pickle.
 
 A ``.safetensors`` file. Tensors are named ``<member>.<parameter>``, so that an ensemble
-is one file; statistics of the training spectra are ``novelty.<name>``. The metadata
-entry ``stellar`` is JSON with the fields of `Model`; its ``sha256`` guards all of it.
+is one file; statistics of the training spectra are ``novelty.<name>``, and errors by
+where a spectrum lies ``coverage.<name>``. The metadata entry ``stellar`` is JSON with
+the fields of `Model`; its ``sha256`` guards all of it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stellarcli import catalog, models, preprocess
+from stellarcli import catalog, coverage, familiarity, models, preprocess
 from stellarcli.errors import ModelFileError, UsageError, unknown
 from stellarcli.labels import Label
 from stellarcli.preprocess import Recipe
@@ -25,7 +26,7 @@ from stellarcli.preprocess import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
-FORMAT = 2  # raised when older programs could misread the file
+FORMAT = 3  # raised when older programs could misread the file
 DEFAULT = "default"
 KINDS = {  # of the values in a file
     "name": str,
@@ -64,7 +65,8 @@ class Model:
         Per label, what calibration multiplies the predicted errors by.
     error_slope : list of float
         Per label, the power of the signal-to-noise ratio in that factor; none in files
-        of format 1. See `calibration.error_factors`.
+        of format 1. See `calibration.error_factors`, which in files since format 3 may
+        also depend on where a spectrum lies.
     training : dict
         Data, split, seed, resolved configuration, metrics.
     provenance : dict
@@ -404,6 +406,27 @@ def _check_values(values: dict, recipe: Recipe, state: dict[str, np.ndarray]) ->
         }.get(name)
         if wanted != shape:
             raise ValueError(f"{name} has the shape {shape}, not {wanted}")
+    _check_coverage(state, labels)
+
+
+def _check_coverage(state: dict[str, np.ndarray], labels: int) -> None:
+    """Raise `ValueError` where there is half a table of errors, or none that fits."""
+    start = "coverage."
+    found = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+    if not found:
+        return
+    if set(found) != set(coverage.NAMES):
+        raise ValueError(f"coverage has {sorted(found)}, not {list(coverage.NAMES)}")
+    knots = found["middle"], found["length"]
+    for values in knots:
+        if values.ndim != 1 or not values.size or not (np.diff(values) > 0).all():
+            raise ValueError("the knots of coverage don't increase")
+    shape = (labels, *(values.size for values in knots))
+    levels = found["levels"]
+    if levels.shape != shape or not np.isfinite(levels).all():
+        raise ValueError(f"coverage.levels are not {shape} numbers")
+    if found["seen"].shape != familiarity.SHAPE:
+        raise ValueError(f"coverage.seen has not the shape {familiarity.SHAPE}")
 
 
 def _check_config(config: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ STRETCH = 0.005  # in ln λ
 FINEST, COARSEST = -18, -7  # log2 of a pixel's width in ln λ
 ENOUGH = 0.5  # share of a spectrum's pixels; below, it is unlike the training spectra
 
-_COUNT = int(np.log(LAST / FIRST) / STRETCH) + 1
+SHAPE = (int(np.log(LAST / FIRST) / STRETCH) + 1, COARSEST - FINEST + 1)
 
 
 def fit(feed: Feed, before: dict[str, np.ndarray] | None = None) -> dict:
@@ -32,9 +32,9 @@ def fit(feed: Feed, before: dict[str, np.ndarray] | None = None) -> dict:
     Returns
     -------
     dict of ndarray
-        ``seen``, uint8 (stretch, sampling).
+        ``seen``, uint8 (stretch, sampling), of `SHAPE`.
     """
-    seen = np.zeros((_COUNT, COARSEST - FINEST + 1), dtype=np.uint8)
+    seen = np.zeros(SHAPE, dtype=np.uint8)
     stretch, sampling, good = _places(feed)
     seen[stretch[good], sampling[good]] = 1
     if before:

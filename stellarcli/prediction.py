@@ -186,8 +186,10 @@ class Predictor:
         structured ndarray, shape (spectrum,)
             Columns of `catalog.columns`.
         """
-        mean, variance, spread = self.predict(**self.feed(chunk))
-        error = np.sqrt(variance) * error_factors(self.model, chunk.batch.ivar)
+        feed = self.feed(chunk)
+        mean, variance, spread = self.predict(**feed)
+        ivar, wavelength = chunk.batch.ivar, feed.get("wavelength")
+        error = np.sqrt(variance) * error_factors(self.model, ivar, wavelength)
         flags = chunk.rows["flag"].astype(np.int32)
         failed = flags & FAILED != 0
         judged = flags | self._flags(chunk, mean, error, variance, spread)

@@ -16,6 +16,7 @@ errors provenance
 plainyaml spectrum labels sptype devices claims processes resuming published selection
 catalog metrics novelty parallel losses augmentation feeding
 familiarity
+coverage
 preprocess settings parts
 surveys
 prepared velocity streams imaging

@@ -7,7 +7,7 @@ import pytest
 import torch
 import trainingtables
 
-from stellarcli import calibration, checkpoint, dataset, labels
+from stellarcli import calibration, checkpoint, dataset, feeding, labels
 from stellarcli.settings import TrainConfig
 
 RANGES = {"teff": (4000.0, 7000.0), "logg": (1.0, 5.0)}
@@ -45,7 +45,8 @@ def judged(slope, rows=ROWS):
     value, error = (np.stack(columns, axis=1) for columns in zip(*decoded, strict=True))
     snr = calibration.signal_to_noise(ivar)
     truth = np.stack(truth, axis=1)
-    return model, calibration.Judged(value, error, truth, snr), ivar
+    nowhere = np.full((rows, 2), np.nan)
+    return model, calibration.Judged(value, error, truth, snr, nowhere), ivar
 
 
 def test_signal_to_noise_is_that_of_the_good_pixels():
@@ -128,6 +129,83 @@ def test_networks_of_stretches_are_judged_by_stretches_too(tmp_path, cut):
     # figures of merit stay those of whole spectra
     assert unit.training["metrics"]["logg"]["mae"] < 0.012
     assert held.size > calibration.ENOUGH
+
+
+class Blue(torch.nn.Module):
+    """Says that the label is the mean flux, with one error wherever it comes from."""
+
+    inputs = ("flux", "ivar", "wavelength")
+
+    def __init__(self):
+        super().__init__()
+        self.cut, self.trunk = 0.4, torch.nn.Identity()
+        self.one = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, flux, ivar, wavelength):
+        good = ivar > 0
+        mean = torch.where(good, flux, 0).sum(1) / good.sum(1).clamp_min(1)
+        return mean[:, None], torch.full((len(mean), 1), 2 * np.log(0.01))
+
+
+def stretched(data, seed):
+    """Give a data set spectra that say what the label is, the redder the less."""
+    rng, size, pixels = np.random.default_rng(seed), len(data), 200
+    wavelength = np.geomspace(4000, 8000, pixels)
+    label = labels.get("logg")
+    truth = rng.uniform(1, 5, size)
+    flux = np.repeat(label.encode(truth)[:, None], pixels, axis=1)
+    flux += rng.normal(0, 0.01, (size, 1))
+    flux += rng.normal(0, 0.06, (size, 1)) * np.linspace(0, 1, pixels)
+    flux = flux.astype("f4")
+    ivar = np.full(flux.shape, 2500, "f4")
+    feed = {
+        "flux": flux,
+        "ivar": ivar,
+        "wavelength": np.broadcast_to(wavelength, flux.shape),
+    }
+    data.labels, data.inputs = truth[:, None], tuple(feed)
+    data.spectra = lambda index: (flux[index], ivar[index])
+    data.feed = lambda index: feeding.taken(feed, index)
+    return data
+
+
+def test_errors_are_right_wherever_a_spectrum_lies(tmp_path):
+    path = trainingtables.write(tmp_path / "t.fits", size=1200)
+    settings = TrainConfig.resolve({"target": "logg", "validation": 0.2})
+    data = stretched(dataset.load([path], settings), seed=1)
+    unit = replace(small_model(), labels=[labels.get("logg")], wavelength=None)
+    calibration.finish(unit, [Blue()], data)
+    assert unit.part("coverage")["levels"].shape[0] == 1
+    # of other stars
+    fresh = stretched(data, seed=2).feed(np.arange(1200))
+    truth, label, sizes = data.labels[:, 0], unit.labels[0], []
+    for low, high in ((0.0, 0.4), (0.3, 0.7), (0.6, 1.0), (0.0, 1.0)):
+        ends = np.full(1200, low), np.full(1200, high)
+        feed = feeding.stretches(fresh, *ends)
+        mean = Blue()(*feeding.tensors(feed).values())[0].detach().numpy()
+        factors = calibration.error_factors(unit, feed["ivar"], feed["wavelength"])
+        error = label.decode_error(mean, 0.01 * factors)[:, 0]
+        off = np.abs(label.decode(mean)[:, 0] - truth)
+        assert (off < error).mean() == pytest.approx(0.683, abs=0.06), (low, high)
+        sizes.append(np.median(error))
+    blue, between, red, whole = sizes
+    assert blue < whole < red
+    assert blue < between < red
+
+
+def test_folds_level_a_table_and_keep_it(tmp_path):
+    path = trainingtables.write(tmp_path / "t.fits", size=1200)
+    settings = TrainConfig.resolve({"target": "logg", "validation": 0.2})
+    data = stretched(dataset.load([path], settings), seed=1)
+    unit = replace(small_model(), labels=[labels.get("logg")], wavelength=None)
+    calibration.finish(unit, [Blue()], data)
+    table = unit.part("coverage")["levels"].copy()
+    index = np.arange(1200)
+    judged = calibration.judge_rows(unit, [Blue()], stretched(data, seed=3), index)
+    calibration.calibrate(unit, judged)  # of whole spectra alone
+    np.testing.assert_array_equal(unit.part("coverage")["levels"], table)
+    figures = calibration.metrics_of(unit, judged)["logg"]
+    assert figures["within1"] == pytest.approx(0.683, abs=0.01)
 
 
 def test_files_without_slopes_keep_their_one_factor(model):

@@ -99,7 +99,7 @@ def test_damage(broken, change, words, stellar, here):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda v, s: v.update(format=99), "format version 99; .* up to 2.*newer"),
+        (lambda v, s: v.update(format=99), "format version 99; .* up to 3.*newer"),
         (lambda v, s: v.pop("format"), "no format version"),
         (lambda v, s: v.pop("recipe"), "lacks the entry 'recipe'"),
         (lambda v, s: v["labels"][0].pop("name"), "can't be used.*name"),
@@ -182,3 +182,36 @@ def test_an_ensemble_is_one_file(model, tmp_path):
     path = tmp_path / "two.safetensors"
     checkpoint.save(replace(first, state=first.state | more), path)
     assert len(checkpoint.load(str(path)).networks()) == 2
+
+
+def test_a_table_of_errors_comes_back_from_the_file(tmp_path):
+    shipped = checkpoint.load("spectrafm")
+    checkpoint.save(shipped, tmp_path / "m.safetensors")
+    again = checkpoint.load(str(tmp_path / "m.safetensors"))
+    for name, values in shipped.part("coverage").items():
+        np.testing.assert_array_equal(again.part("coverage")[name], values)
+    for old in ("default", "mk"):  # of the format before
+        assert not checkpoint.load(old).part("coverage")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("levels", np.zeros((3, 2, 2)), "coverage.levels are not"),
+        ("levels", np.full((3, 7, 6), np.nan), "coverage.levels are not"),
+        ("middle", np.zeros(7), "don't increase"),
+        ("length", np.zeros((2, 3)), "don't increase"),
+        ("seen", np.zeros(3, np.uint8), "coverage.seen"),
+        ("seen", None, "coverage has"),
+        ("more", np.zeros(3), "coverage has"),
+    ],
+)
+def test_a_table_of_errors_that_is_none(tmp_path, name, value, words):
+    model = checkpoint.load("spectrafm")
+    state = {k: v for k, v in model.state.items() if k != f"coverage.{name}"}
+    if value is not None:
+        state[f"coverage.{name}"] = value
+    path = tmp_path / "bad.safetensors"
+    checkpoint.save(replace(model, state=state), path)
+    with pytest.raises(ModelFileError, match=words):
+        checkpoint.load(str(path))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stellarcli import (
+    calibration,
     checkpoint,
     familiarity,
     feeding,
@@ -357,14 +358,30 @@ def test_the_shipped_model_predicts_two_instruments(shipped, stars):
             assert off < 0.5 * np.abs(truth[:, n] - np.median(truth[:, n])).mean()
 
 
-@pytest.mark.parametrize("start", [0.0, 0.2, 0.45])
+def calibrated(predictor, feed):
+    error = np.sqrt(predictor.predict(**feed)[1])
+    pair = feed["ivar"], feed["wavelength"]
+    return error * calibration.error_factors(predictor.model, *pair)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.15, 0.3, 0.45, 0.6])
 def test_a_cut_spectrum_has_larger_errors(shipped, stars, start):
     feed = stars[0][0]
     low = np.full(len(feed["ivar"]), start)
     cut = feeding.stretches(feed, low, low + 0.4)
-    whole, part = (shipped.predict(**fed)[1] for fed in (feed, cut))
-    assert np.isfinite(part).all()
-    assert (np.median(part / whole, axis=0) > 1).all()
+    for errors in (calibrated, lambda model, fed: np.sqrt(model.predict(**fed)[1])):
+        whole, part = (errors(shipped, fed) for fed in (feed, cut))
+        assert np.isfinite(part).all()
+        assert (np.median(part / whole, axis=0) > 1).all()
+
+
+def test_errors_depend_on_the_place_where_there_are_real_spectra(shipped, stars):
+    optical, infrared = stars[0]
+    model = shipped.model
+    for feed, same in ((optical, False), (infrared, True)):
+        plain = calibration.error_factors(model, feed["ivar"])
+        found = calibration.error_factors(model, feed["ivar"], feed["wavelength"])
+        assert np.allclose(found, plain) == same
 
 
 def test_spectra_from_elsewhere_are_flagged(stellar, here):

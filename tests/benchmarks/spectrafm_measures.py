@@ -7,7 +7,7 @@ Rows: those of `score.py` on the plans that the model's split holds out.
 
 The last word is one of
 
-cuts    a contiguous 40 % of each spectrum's pixels, four places: error against labels,
+cuts    a contiguous 40 % of each spectrum's pixels, seven places: error against labels,
         share within 1 σ, errors over those of the whole spectrum
 lines   share of the 2 % of pixels with most attention to [Fe/H] that lie within 5 Å of
         an iron line of the shipped list, and of all pixels. For Teff the lines are
@@ -36,7 +36,7 @@ from stellarcli.preparation import CHUNK
 from stellarcli.prepared import PreparedTable
 
 LABELS = ("teff", "logg", "feh")
-SHARE, PLACES = 0.4, (0.0, 0.2, 0.4, 0.6)
+SHARE, PLACES = 0.4, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 IONS = ("Fe II", "Ti II", "Sr II", "Ba II", "Si II", "Mg II", "Ca II")
 WINGS = ("Mg b", "Ca I 4227", "Na D", "H")
 FEW = ("Mg b", "Mg I", "Mg II", "Ca I", "Ca II", "Fe II")
@@ -71,7 +71,9 @@ def predicted(predictor: Predictor, feed: dict) -> tuple[np.ndarray, np.ndarray]
     for start in range(0, len(feed["flux"]), CHUNK):
         piece = feeding.taken(feed, slice(start, start + CHUNK))
         mean, variance, _ = predictor.predict(**piece)
-        error = np.sqrt(variance) * error_factors(predictor.model, piece["ivar"])
+        error = np.sqrt(variance) * error_factors(
+            predictor.model, piece["ivar"], piece["wavelength"]
+        )
         own = predictor.model.labels
         decoded = [label.decode(mean[:, n]) for n, label in enumerate(own)]
         values.append(np.stack(decoded, 1))

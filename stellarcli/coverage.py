@@ -1,0 +1,190 @@
+"""How right a network's errors are, by where a spectrum lies.
+
+Networks that take any stretch of a spectrum say of each how uncertain they are, though
+not equally rightly of all: what is left without Hβ, say, may be worth less than they
+think. `fit` makes a table of what is to be added to the log of the errors, over the
+middle and the length of a spectrum in ln λ, and `corrections` reads it, linearly
+between its knots.
+
+The table counts as far as a spectrum has wavelengths and samplings of those that it was
+made from (`familiarity`): it says nothing of another instrument's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from stellarcli import familiarity
+from stellarcli.feeding import Feed
+
+SPACING = (0.12, 0.5)  # of knots at most: of the middle, and of the log of the length
+LEAST = 5  # knots of each
+ENDS = (1, 99)  # percentiles of the spectra, where the first and the last knot lie
+PRIOR = 4.0  # spectra by which the table is drawn to what its corners say
+ROUNDING = 0.03  # of the loss's corner, which makes it smooth
+SHORTEST = 1e-4  # ln λ; of a spectrum without a good pixel
+NAMES = ("middle", "length", "levels", "seen")  # of the arrays that a table is
+
+
+def place(feed: Feed) -> np.ndarray:
+    """Say where spectra lie.
+
+    Parameters
+    ----------
+    feed : dict of ndarray
+        With ``ivar`` and ``wavelength``.
+
+    Returns
+    -------
+    ndarray of float, shape (spectrum, 2)
+        Mean ln λ of the good pixels, λ in Å, and the log of the ln λ that they cover,
+        gaps not counted.
+    """
+    wavelength = feed["wavelength"]
+    good = (feed["ivar"] > 0) & (wavelength > 0)
+    position = np.log(np.where(wavelength > 0, wavelength, 1.0))
+    count = np.maximum(good.sum(axis=1), 1)
+    middle = np.where(good, position, 0).sum(axis=1) / count
+    width = np.abs(np.gradient(position, axis=1))
+    length = np.where(good, width, 0).sum(axis=1)
+    return np.stack([middle, np.log(np.maximum(length, SHORTEST))], axis=1)
+
+
+def fit(
+    places: np.ndarray,
+    excess: np.ndarray,
+    seen: np.ndarray,
+    spectra: int,
+    share: float,
+) -> dict[str, np.ndarray]:
+    """Make a table from spectra with known labels.
+
+    Per label, one quantile regression (Koenker & Bassett 1978, Econometrica 46, 33):
+    the table, and two numbers for all spectra that the network has learnt from, of the
+    shortest and the longest. It may know these better than others, never worse, and the
+    more so perhaps the more of them it sees, but hardly more in one place than in
+    another: they tell of the places, the others of the level.
+
+    Parameters
+    ----------
+    places : ndarray, shape (spectrum, 2)
+        Of `place`.
+    excess : ndarray, shape (spectrum, label)
+        Log of the residual over the error; not finite where unknown.
+    seen : ndarray of bool, shape (spectrum,)
+        Whether the network has learnt from it.
+    spectra : int
+        How many there are, stretches of one counted once.
+    share : float
+        Of the spectra that are to be within their error.
+
+    Returns
+    -------
+    dict of ndarray
+        ``middle`` and ``length``, the knots; ``levels`` (label, middle, length).
+    """
+    knots = [_knots(*column) for column in zip(places.T, SPACING, strict=True)]
+    cells = _cells(places, *knots)
+    ends = [knot[[0, -1]] for knot in knots]
+    corners = _cells(places, *ends)
+    known = _hats(places[:, 1], ends[1]) * seen[:, None]
+    parts = [cells, corners, known if not seen.all() else known[:, :0]]
+    kind = np.repeat(np.arange(3), [part.shape[1] for part in parts])
+    design = np.concatenate(parts, axis=1)
+    penalty = np.where(kind == 0, PRIOR / max(1, spectra), 0)
+    most = np.where(kind == 2, 0, np.inf)
+    grid = np.stack(np.meshgrid(*knots, indexing="ij"), axis=-1).reshape(-1, 2)
+    plane = _cells(grid, *ends)
+    levels = []
+    for column in excess.T:
+        found = _quantile(design, column, penalty, most, share)
+        levels.append(found[kind == 0] + plane @ found[kind == 1])
+    shape = (len(levels), *(knot.size for knot in knots))
+    levels = np.stack(levels).reshape(shape)
+    return {"middle": knots[0], "length": knots[1], "levels": levels}
+
+
+def corrections(feed: Feed, table: dict[str, np.ndarray]) -> np.ndarray:
+    """Return what a table adds to the log of the errors.
+
+    Parameters
+    ----------
+    feed : dict of ndarray
+        With ``ivar`` and ``wavelength``.
+    table : dict of ndarray
+        Of `fit`, with ``seen`` of `familiarity.fit` of the spectra behind it.
+
+    Returns
+    -------
+    ndarray of float, shape (spectrum, label)
+    """
+    return at(place(feed), table) * familiarity.share(feed, table)[:, None]
+
+
+def at(places: np.ndarray, table: dict[str, np.ndarray]) -> np.ndarray:
+    """Read a table, as `corrections` of spectra such as those that it is of.
+
+    Parameters
+    ----------
+    places : ndarray, shape (spectrum, 2)
+        Of `place`.
+    table : dict of ndarray
+        Of `fit`.
+
+    Returns
+    -------
+    ndarray of float, shape (spectrum, label)
+    """
+    cells = _cells(places, table["middle"], table["length"])
+    return cells @ table["levels"].reshape(len(table["levels"]), -1).T
+
+
+def _knots(values: np.ndarray, spacing: float) -> np.ndarray:
+    """Even knots over the range of some values."""
+    low, high = np.percentile(values, ENDS)
+    count = max(LEAST, math.ceil((high - low) / spacing) + 1)
+    # knots of one place would divide by nothing
+    return np.linspace(low, max(high, low + 1e-3), count)
+
+
+def _hats(values: np.ndarray, knots: np.ndarray) -> np.ndarray:
+    """Weight of each knot, (value, knot): linear between, the nearest one's beyond."""
+    return np.stack([np.interp(values, knots, one) for one in np.eye(knots.size)], 1)
+
+
+def _cells(places: np.ndarray, middle: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Weight of each cell of the table, (spectrum, cell): bilinear interpolation."""
+    first, second = _hats(places[:, 0], middle), _hats(places[:, 1], length)
+    return (first[:, :, None] * second[:, None, :]).reshape(len(places), -1)
+
+
+def _quantile(
+    design: np.ndarray,
+    value: np.ndarray,
+    penalty: np.ndarray,
+    most: np.ndarray,
+    share: float,
+) -> np.ndarray:
+    """Coefficients, at most `most`, of a plane with a share of the values below it."""
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    known = np.isfinite(value)
+    design, value = design[known], value[known]
+    if not value.size:
+        return np.zeros(design.shape[1])
+
+    def loss(coefficients: np.ndarray) -> tuple[float, np.ndarray]:
+        above = value - design @ coefficients
+        corner = np.logaddexp(0, -above / ROUNDING)
+        total = (share * above + ROUNDING * corner).mean()
+        slope = share - expit(-above / ROUNDING)
+        pull = penalty * coefficients
+        gradient = pull - design.T @ slope / value.size
+        return total + 0.5 * float(pull @ coefficients), gradient
+
+    start = np.zeros(design.shape[1])
+    bounds = [(None, limit) for limit in most]
+    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
