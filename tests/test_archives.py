@@ -521,6 +521,17 @@ def test_an_archive_that_never_answers_ends_the_run(tmp_path):
         fetch_order(client, order, tmp_path, retries=1)
 
 
+def test_an_archive_whose_answers_are_all_refused_ends_the_run(archive, tmp_path):
+    obsids = list(range(1, 100))
+    for obsid in obsids:
+        path = f"/dr10/v2.0/spectrum/fits/{obsid}"
+        archive.special[path] = Answer(b"", 302, Location="file:///etc/passwd")
+    archive.web_only, archive.latency = True, 0.02
+    with pytest.raises(StellarError, match=r"none of 20 files .* file:// is refused"):
+        fetch_order(Client(archive.url), order_of(archive, obsids), tmp_path)
+    assert len(archive.requests) < 2 * len(obsids)
+
+
 def test_files_of_another_star_are_refused(archive, few_spectra, tmp_path, client):
     archive.spectra = {5000: few_spectra[5001]}
     outcome = fetch_order(client, order_of(archive, [5000]), tmp_path, retries=1)

@@ -230,7 +230,7 @@ def raise_if_hopeless(outcome: Outcome, midway: bool = False) -> None:
     if outcome.files or not outcome.troubles:
         return
     kinds = {error.kind for error in outcome.troubles.values()}
-    reason = str(next(iter(outcome.troubles.values())))
+    reason, *others = dict.fromkeys(map(str, outcome.troubles.values()))
     tried = len(outcome.troubles)
     if kinds == {Trouble.LOGIN}:
         raise AuthenticationError(
@@ -238,7 +238,9 @@ def raise_if_hopeless(outcome: Outcome, midway: bool = False) -> None:
             "release isn't public, give your token by --token-file or "
             "STELLAR_LAMOST_TOKEN; if you did, it is not accepted."
         )
-    if kinds <= {Trouble.PASSING, *([Trouble.DAMAGED] if midway else [])}:
+    # many refused alike: the certificate, or a portal that redirects whatever is asked
+    alike = midway and kinds == {Trouble.REFUSED} and not others
+    if alike or kinds <= {Trouble.PASSING, *([Trouble.DAMAGED] if midway else [])}:
         raise StellarError(
             f"none of {tried} files could be fetched: {reason}. Check the network and "
             "the address (--url), or come back later; --resume goes on."

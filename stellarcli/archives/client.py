@@ -295,7 +295,9 @@ class Client:
             return FetchError(f"the name of {where} can't be resolved")
         if failure.code in wire.UNTRUSTED:
             return FetchError(
-                f"the certificate of {where} isn't valid: {text}", Trouble.REFUSED
+                f"the certificate of {where} isn't valid: {text}; SSL_CERT_FILE may "
+                "name others to trust",
+                Trouble.REFUSED,
             )
         if failure.code == wire.TOO_SLOW:
             return _too_slow(exchange.received, self.timeout)

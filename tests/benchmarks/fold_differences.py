@@ -6,7 +6,8 @@ Takes what 'stellar train --folds' wrote. A fold has the same stars and the same
 for every network, so the scatter of the differences is less than that of the figures.
 Three folds say little about their own scatter: it is taken from the differences of all
 networks together (each freed of its mean), one value per label. Marked are differences
-that chance leaves in one case of twenty, by Student's t.
+that chance leaves in one case of twenty, by Student's t. In brackets is each fold's, as
+one training that went astray makes a mean of three.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def main(usual: str, *others: str) -> None:
             error = scatter / math.sqrt(len(values))
             beyond = stats.t.sf(abs(values.mean()) / error, free) < LEVEL / 2
             mark = "  beyond chance" if beyond else ""
-            print(f"  {setting:20} {values.mean():+.4f} ± {error:.4f}{mark}")
+            each = " ".join(f"{value:+.4f}" for value in values)
+            print(f"  {setting:16} {values.mean():+.4f} ± {error:.4f} ({each}){mark}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@
 # values of the ablations: ABLATIONS="star=false kernel=3" red_clump.sh ...
 #
 # The README's figures: 2100 stars, images of 32 pixels instead of the paper's 128 (16
-# times as fast, the whole star and little of its surroundings), 6 epochs: about 20
+# times as fast, the whole star and little of its surroundings), 6 epochs: about 25
 # minutes of one core for the table, an hour for the ablations. The paper trains 150
 # epochs on 26 000 real stars.
 set -euo pipefail
