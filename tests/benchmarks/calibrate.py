@@ -38,7 +38,9 @@ def judged(model: checkpoint.Model, rows: PreparedTable) -> calibration.Judged:
         ]
         value, error = (np.stack(c, axis=1) for c in zip(*decoded, strict=True))
         snr = calibration.signal_to_noise(ivar)
-        pieces.append(calibration.Judged(value, error, truth[piece].astype(float), snr))
+        true = truth[piece].astype(float)
+        nowhere = np.full((len(snr), 2), np.nan)
+        pieces.append(calibration.Judged(value, error, true, snr, nowhere))
     return calibration.Judged.joined(pieces)
 
 

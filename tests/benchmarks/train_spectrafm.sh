@@ -84,6 +84,19 @@ for what in cuts lines speed; do
         "$work/lamost.fits" "$labels" "$what"
 done
 
+# Patches against pixels, from scratch.
+for tokens in "patches 180" "pixels 180" "pixels 512"; do
+    read -r kind context <<< "$tokens"
+    name="$work/$kind$context"
+    stellar train "$work/lamost.fits" -o "$name.safetensors" \
+        -c "$here/spectrafm_tokens.yaml" --set "network.tokens=$kind" \
+        --set "network.context=$context" "${once[@]}" --overwrite
+    stellar predict "$work/lamost.fits" -o "$name.fits" --model "$name.safetensors" \
+        --overwrite
+    stellar compare "$name.fits" "$work/transfer/stars.fits" --target teff,logg,feh \
+        --select "tested == 1"
+done
+
 # The transfer: real labels of 3850-5000 Å, then N stars of 5130-5450 Å, where no real
 # label has been seen. Whatever N is: 100 steps for the pre-trained network's last layers,
 # 1200 for the same network from scratch, 400 for the fully connected one. These settings
