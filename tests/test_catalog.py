@@ -308,7 +308,7 @@ def test_impossible_outputs_are_found_early(tmp_path, name, message):
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install stellarcli\[parquet\]"):
+    with pytest.raises(UsageError, match=r"pip install 'stellarcli\[parquet\]"):
         catalog.check_output(tmp_path / "a.parquet")
 
 
