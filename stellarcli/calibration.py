@@ -319,10 +319,13 @@ def error_factors(
 
 def _judged_factors(model: Model, judged: Judged) -> np.ndarray:
     """As `error_factors`, of spectra such as the model has learnt from."""
+    return _factors(model, judged.snr) * _factors_by_place(model, judged)
+
+
+def _factors_by_place(model: Model, judged: Judged) -> np.ndarray:
+    """Return those of the table of `coverage`; 1 if there is none."""
     table = model.part("coverage")
-    return _factors(model, judged.snr) * np.exp(
-        coverage.at(judged.place, table) if table else 0.0
-    )
+    return np.exp(coverage.at(judged.place, table) if table else 0.0)
 
 
 def _factors(model: Model, snr: np.ndarray) -> np.ndarray:
@@ -347,14 +350,12 @@ def calibrate(model: Model, judged: Judged) -> None:
         Better of rows that the networks haven't seen.
     """
     snr = judged.snr
-    table = model.part("coverage")
     model.error_scale, model.error_slope = [], []
     used = snr[snr > 0]
     low, high = np.percentile(used, (2, 98)) if used.size else (1.0, 1.0)
     distance = np.log(np.clip(snr, low, high) / REFERENCE_SNR)
     ratio = np.abs(judged.value - judged.truth) / judged.error
-    if table:
-        ratio = ratio / np.exp(coverage.at(judged.place, table))
+    ratio = ratio / _factors_by_place(model, judged)
     for off in ratio.T:
         known = np.isfinite(off) & (off > 0) & (snr > 0)
         level, slope = _quantile_line(distance[known], np.log(off[known]))

@@ -192,7 +192,7 @@ class Predictor:
         error = np.sqrt(variance) * error_factors(self.model, ivar, wavelength)
         flags = chunk.rows["flag"].astype(np.int32)
         failed = flags & FAILED != 0
-        judged = flags | self._flags(chunk, mean, error, variance, spread)
+        judged = flags | self._flags(chunk, feed, mean, error, variance, spread)
         values = {
             name: chunk.rows[name]
             for name in ("objid", "file", "ra", "dec", "snr", "rv", "rv_err")
@@ -256,6 +256,7 @@ class Predictor:
     def _flags(
         self,
         chunk: Chunk,
+        feed: Feed,
         mean: np.ndarray,
         error: np.ndarray,
         variance: np.ndarray,
@@ -277,7 +278,6 @@ class Predictor:
             scarce = (chunk.batch.ivar > 0).mean(axis=1) < LEAST_SHARE
             conditions[Flag.UNLIKE_TRAINING] = ~(scores <= 1).all(axis=1) | scarce
         if self.familiar:
-            feed = chunk.feed(("ivar", "wavelength"))
             share = familiarity.share(feed, self.familiar)
             conditions[Flag.UNLIKE_TRAINING] = share < familiarity.ENOUGH
         if len(self.networks) > 1:

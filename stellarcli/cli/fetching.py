@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -93,6 +93,9 @@ class Job:
     output: str
     table: str | None
     failures: str | None
+    connections: int
+    rate: float | None
+    timeout: float
     retries: int
     resume: bool
     overwrite: bool
@@ -101,6 +104,19 @@ class Job:
     quiet: bool
     verbose: bool
     log: str | None
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Job:
+        """Take a command's arguments; start the log, refuse outputs that can't be."""
+        job = cls(**{field.name: arguments[field.name] for field in fields(cls)})
+        job.check()
+        return job
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What a client has to keep to."""
+        names = ("connections", "rate", "timeout")
+        return {name: getattr(self, name) for name in names}
 
     def check(self) -> None:
         """Refuse outputs that can't be, before an archive is asked anything."""
@@ -158,7 +174,6 @@ def get_night(
     version: str | None,
     medium: bool,
     token_file: str | None,
-    limits: dict[str, Any],
 ) -> None:
     """Take spectra out of a night's tarball, fetched first unless it is a file."""
     import os
@@ -173,9 +188,11 @@ def get_night(
     with Store(job.output, job.overwrite) as store:
         release, path = lamost.TARBALL, source
         if not os.path.isfile(source):
-            release = lamost.choose(Client(base, **limits), dr, version, job.retries)
+            release = lamost.choose(
+                Client(base, **job.limits), dr, version, job.retries
+            )
             token = lamost.authorised(release, token_file, ask_token())
-            client = Client(base, token, **limits)
+            client = Client(base, token, **job.limits)
             with measured(job.quiet) as count:
                 path = nights.download(
                     client,

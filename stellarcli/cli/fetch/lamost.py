@@ -122,20 +122,7 @@ def lamost(
     from stellarcli.archives.client import Client
     from stellarcli.errors import UsageError
 
-    job = fetching.Job(
-        output,
-        table,
-        failures,
-        retries,
-        resume,
-        overwrite,
-        dry_run,
-        json,
-        quiet,
-        verbose,
-        log,
-    )
-    job.check()
+    job = fetching.Job.of(locals())
     given = [bool(obsid), source is not None, cone is not None, sql is not None]
     if sum(given) > 1 or not (any(given) or from_tar) or (from_tar and (cone or sql)):
         raise UsageError(
@@ -149,16 +136,13 @@ def lamost(
     elif source is not None:
         rows = catalog.read(source)
         archive.check_columns(rows)
-    limits = {"connections": connections, "rate": rate, "timeout": timeout}
     base = url or archive.ADDRESS
     if from_tar:
-        fetching.get_night(
-            from_tar, rows, job, base, dr, version, mrs, token_file, limits
-        )
+        fetching.get_night(from_tar, rows, job, base, dr, version, mrs, token_file)
         return
-    release = archive.choose(Client(base, **limits), dr, version, retries)
+    release = archive.choose(Client(base, **job.limits), dr, version, retries)
     token = archive.authorised(release, token_file, fetching.ask_token())
-    client = Client(base, token, **limits)
+    client = Client(base, token, **job.limits)
     if place is not None:
         rows = archive.cone(client, release, place, mrs, retries)
     elif sql is not None:

@@ -58,22 +58,8 @@ def sdss(
     from stellarcli.archives import sdss as archive
     from stellarcli.archives.client import Client
 
-    job = fetching.Job(
-        output,
-        table,
-        failures,
-        retries,
-        resume,
-        overwrite,
-        dry_run,
-        json,
-        quiet,
-        verbose,
-        log,
-    )
-    job.check()
-    limits = {"connections": connections, "rate": rate, "timeout": timeout}
-    client = Client(url or archive.ADDRESS, **limits)
+    job = fetching.Job.of(locals())
+    client = Client(url or archive.ADDRESS, **job.limits)
     release = archive.parse_dr(dr)
     rows = catalog.read(source)
     fetching.get(client, archive.spectra(client.base, rows, release, full), job)
@@ -121,22 +107,8 @@ def sdss_images(
     from stellarcli.archives import sdss as archive
     from stellarcli.archives.client import Client
 
-    job = fetching.Job(
-        output,
-        table,
-        failures,
-        retries,
-        resume,
-        overwrite,
-        dry_run,
-        json,
-        quiet,
-        verbose,
-        log,
-    )
-    job.check()
-    limits = {"connections": connections, "rate": rate, "timeout": timeout}
-    client = Client(url or archive.ADDRESS, **limits)
+    job = fetching.Job.of(locals())
+    client = Client(url or archive.ADDRESS, **job.limits)
     skyserver = Client(
         skyserver_url or archive.SKYSERVER,
         rate=rate or archive.SKYSERVER_RATE,
@@ -190,22 +162,8 @@ def apogee(
     from stellarcli.archives import sdss as archive
     from stellarcli.archives.client import Client
 
-    job = fetching.Job(
-        output,
-        table,
-        failures,
-        retries,
-        resume,
-        overwrite,
-        dry_run,
-        json,
-        quiet,
-        verbose,
-        log,
-    )
-    job.check()
-    limits = {"connections": connections, "rate": rate, "timeout": timeout}
-    client = Client(url or archive.ADDRESS, **limits)
+    job = fetching.Job.of(locals())
+    client = Client(url or archive.ADDRESS, **job.limits)
     release = archive.parse_dr(dr)
     rows = catalog.read(source)
     fetching.get(client, archive.apogee(client.base, rows, release, kind), job)
