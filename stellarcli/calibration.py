@@ -395,8 +395,11 @@ def calibrate_stretches(
     learnt = np.setdiff1d(learnt, judge)
     if "wavelength" not in data.inputs or judge.size + learnt.size < ENOUGH:
         return
-    more = _stretches(model, networks, data, learnt)
-    everything = Judged.joined([own, judge_rows(model, networks, data, learnt), *more])
+    pieces = [own]
+    if learnt.size:  # not where the rows to judge by are the training rows
+        pieces.append(judge_rows(model, networks, data, learnt))
+        pieces += _stretches(model, networks, data, learnt)
+    everything = Judged.joined(pieces)
     seen = np.arange(len(everything.snr)) >= len(own.snr)
     ratio = np.abs(everything.value - everything.truth) / everything.error
     with np.errstate(divide="ignore"):

@@ -193,6 +193,23 @@ def test_errors_are_right_wherever_a_spectrum_lies(tmp_path):
     assert blue < between < red
 
 
+class Picky(Blue):
+    """Needs spectra, as networks do that look for the longest of a batch."""
+
+    def forward(self, flux, ivar, wavelength):
+        assert len(flux)
+        return super().forward(flux, ivar, wavelength)
+
+
+def test_without_validation_rows_training_rows_make_the_table(tmp_path):
+    path = trainingtables.write(tmp_path / "t.fits", size=100)
+    settings = TrainConfig.resolve({"target": "logg", "validation": 0})
+    data = stretched(dataset.load([path], settings), seed=1)
+    unit = replace(small_model(), labels=[labels.get("logg")], wavelength=None)
+    calibration.finish(unit, [Picky()], data)
+    assert np.ptp(unit.part("coverage")["levels"]) > 0.1
+
+
 def test_folds_level_a_table_and_keep_it(tmp_path):
     path = trainingtables.write(tmp_path / "t.fits", size=1200)
     settings = TrainConfig.resolve({"target": "logg", "validation": 0.2})
