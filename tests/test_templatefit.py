@@ -110,6 +110,32 @@ def test_noise_moves_fits_of_the_same_pixels_alike(fit):
         assert np.corrcoef(found[0][:, label], found[1][:, label])[0, 1] > 0.8
 
 
+def test_only_fits_that_still_move_take_a_third_step():
+    spectra = [torch.cat([values] * 4) for values in normalised(STARS, 50.0)]
+    near, far = encoded(STARS), encoded(STARS * [FAR[0], 1, 1] + [0, *FAR[1:]])
+    start = torch.cat([near, far, near, far])
+
+    def fitted(rows=slice(None), **options):
+        made = TemplateFit(RECIPE.wavelength.size, (4200.0, 5700.0), 40, 2.5, **options)
+        made.prepare(RECIPE.wavelength, LABELS)
+        return made(*(values[rows] for values in (*spectra, start)))
+
+    two, three, mixed = fitted(steps=2), fitted(), fitted(tolerance=0.1)
+    takes_two = (mixed.labels == two.labels).all(dim=1)
+    assert 6 < takes_two.sum() < 18  # some of both
+    for values, short, long in zip(mixed, two, three, strict=True):
+        wanted = torch.where(takes_two[:, None], short, long)
+        torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-4)
+    assert takes_two[:6].sum() > takes_two[6:12].sum()
+    # neither the order nor the number of those beside it matter to a spectrum
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    shuffled = fitted(order, tolerance=0.1).labels
+    torch.testing.assert_close(shuffled, mixed.labels[order], rtol=1e-4, atol=1e-4)
+    for row in (0, 6):
+        alone = fitted([row], tolerance=0.1).labels[0]
+        torch.testing.assert_close(alone, mixed.labels[row], rtol=1e-4, atol=1e-4)
+
+
 def test_without_a_good_pixel_it_stays_where_it_starts(fit):
     flux = torch.ones(2, RECIPE.wavelength.size)
     found = fit(flux, torch.zeros_like(flux), encoded(STARS[:2])).labels
@@ -179,6 +205,24 @@ def test_files_keep_templates_and_correction(tmp_path):
     (again,) = checkpoint.load(str(tmp_path / "fit.safetensors")).networks()
     with torch.no_grad():
         assert torch.equal(again(*spectra)[0], network(*spectra)[0])
+
+
+def test_files_from_before_an_option_compute_as_they_did(tmp_path):
+    network, options = network_of(components=0)
+    model = checkpoint.Model(
+        name="old",
+        architecture="resnetfit",
+        config={name: options[name] for name in ("widths", "blocks", "hidden")},
+        pixels=RECIPE.wavelength.size,
+        labels=LABELS,
+        recipe=RECIPE,
+        wavelength=RECIPE.wavelength,
+        state={f"member0.{k}": v.numpy() for k, v in network.state_dict().items()},
+    )
+    checkpoint.save(model, tmp_path / "old.safetensors")
+    (again,) = checkpoint.load(str(tmp_path / "old.safetensors")).networks()
+    assert (again.fit.outlier, again.fit.tolerance) == (4.0, 0.0)
+    assert not hasattr(again, "residuals")
 
 
 def test_it_refuses_what_it_has_no_templates_for():

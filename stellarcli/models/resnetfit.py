@@ -45,12 +45,19 @@ class ResNetFit(ResNet1D):
         Robust standard deviations beyond which the fit leaves pixels out.
     components : int
         Of the fit's residuals, for the correction; 0 for none.
+    tolerance : float
+        Share of the largest step that a fit's second one has to exceed for a third; 0:
+        all fits take three.
     **options
         Of `ResNet1D`.
     """
 
     # what files have that don't say
-    former: ClassVar[dict[str, Any]] = {"outlier": 4.0, "components": 0}
+    former: ClassVar[dict[str, Any]] = {
+        "outlier": 4.0,
+        "components": 0,
+        "tolerance": 0.0,
+    }
 
     def __init__(
         self,
@@ -68,6 +75,7 @@ class ResNetFit(ResNet1D):
         degree: int = 40,
         outlier: float = 2.5,
         components: int = 30,
+        tolerance: float = 0.2,
     ):
         super().__init__(
             pixels,
@@ -80,7 +88,7 @@ class ResNetFit(ResNet1D):
             drop_path=drop_path,
             dropout=dropout,
         )
-        self.fit = TemplateFit(pixels, window, degree, outlier)
+        self.fit = TemplateFit(pixels, window, degree, outlier, tolerance=tolerance)
         if components:
             self.residuals = Residuals(components)
         self.correction = KernelRegression(labels + 1, labels, components)
