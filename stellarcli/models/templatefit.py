@@ -48,12 +48,16 @@ class Solution(NamedTuple):
         What the model leaves of the flux, to first order of the last step.
     weight : Tensor, shape (spectrum, pixel of the window)
         Inverse variances, those of outliers too; 0 where masked.
+    converged : Tensor of bool, shape (spectrum, 1)
+        False where labels still moved by more than the tolerance, or are at the edge of
+        the templates' range; without a tolerance everywhere.
     """
 
     labels: Tensor
     broadening: Tensor
     residual: Tensor
     weight: Tensor
+    converged: Tensor
 
 
 class _State(NamedTuple):
@@ -90,7 +94,7 @@ class TemplateFit(Given):
         Of the iteration.
     tolerance : float
         Spectra whose last step was smaller, in units of the largest one, take no more
-        than `ALWAYS` of them; with 0 all take all.
+        than `ALWAYS` of them, and have converged; with 0 all take all.
     """
 
     def __init__(
@@ -220,7 +224,20 @@ class TemplateFit(Given):
             broadening=state.theta[:, 4:],
             residual=state.residual,
             weight=weight,
+            converged=~(self._moved(state) | self._outermost(state))[:, :3].any(
+                dim=1, keepdim=True
+            ),
         )
+
+    def _moved(self, state: _State) -> Tensor:
+        """Whether a last step was beyond the tolerance, (spectrum, parameter)."""
+        largest = self._limits(state.change.device)[2]
+        return state.change.abs() > self.tolerance * largest
+
+    def _outermost(self, state: _State) -> Tensor:
+        """Whether parameters are as far as they may go, (spectrum, parameter)."""
+        low, high, _ = self._limits(state.theta.device)
+        return (state.theta <= low) | (state.theta >= high)
 
     def _limits(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Lowest and highest parameters, and the largest step."""
@@ -267,9 +284,7 @@ class TemplateFit(Given):
 
     def _step_where_needed(self, state: _State) -> None:
         """Take a step with those spectra whose last one was beyond the tolerance."""
-        largest = self._limits(state.theta.device)[2]
-        far = (state.change.abs() > self.tolerance * largest).any(dim=1)
-        some = far.nonzero()[:, 0]
+        some = self._moved(state).any(dim=1).nonzero()[:, 0]
         if not len(some):
             return
         # to one of few shapes, which kernels and hence digits depend on
