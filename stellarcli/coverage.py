@@ -25,7 +25,8 @@ ENDS = (1, 99)  # percentiles of the spectra, where the first and the last knot 
 PRIOR = 4.0  # spectra by which the table is drawn to what its corners say
 ROUNDING = 0.03  # of the loss's corner, which makes it smooth
 SHORTEST = 1e-4  # ln λ; of a spectrum without a good pixel
-NAMES = ("middle", "length", "levels", "seen")  # of the arrays that a table is
+TABLE = ("middle", "length", "levels")  # the arrays of `fit`
+NAMES = (*TABLE, "seen")  # of the arrays that a table is in a model file
 
 
 def place(feed: Feed) -> np.ndarray:
@@ -55,17 +56,12 @@ def place(feed: Feed) -> np.ndarray:
 def fit(
     places: np.ndarray,
     excess: np.ndarray,
-    seen: np.ndarray,
     spectra: int,
     share: float,
 ) -> dict[str, np.ndarray]:
     """Make a table from spectra with known labels.
 
-    Per label, one quantile regression (Koenker & Bassett 1978, Econometrica 46, 33):
-    the table, and two numbers for all spectra that the network has learnt from, of the
-    shortest and the longest. It may know these better than others, never worse, and the
-    more so perhaps the more of them it sees, but hardly more in one place than in
-    another: they tell of the places, the others of the level.
+    Per label, one quantile regression (Koenker & Bassett 1978, Econometrica 46, 33).
 
     Parameters
     ----------
@@ -73,8 +69,6 @@ def fit(
         Of `place`.
     excess : ndarray, shape (spectrum, label)
         Log of the residual over the error; not finite where unknown.
-    seen : ndarray of bool, shape (spectrum,)
-        Whether the network has learnt from it.
     spectra : int
         How many there are, stretches of one counted once.
     share : float
@@ -89,18 +83,15 @@ def fit(
     cells = _cells(places, *knots)
     ends = [knot[[0, -1]] for knot in knots]
     corners = _cells(places, *ends)
-    known = _hats(places[:, 1], ends[1]) * seen[:, None]
-    parts = [cells, corners, known if not seen.all() else known[:, :0]]
-    kind = np.repeat(np.arange(3), [part.shape[1] for part in parts])
-    design = np.concatenate(parts, axis=1)
-    penalty = np.where(kind == 0, PRIOR / max(1, spectra), 0)
-    most = np.where(kind == 2, 0, np.inf)
+    design = np.concatenate([cells, corners], axis=1)
+    inside = np.arange(design.shape[1]) < cells.shape[1]
+    penalty = np.where(inside, PRIOR / max(1, spectra), 0)
     grid = np.stack(np.meshgrid(*knots, indexing="ij"), axis=-1).reshape(-1, 2)
     plane = _cells(grid, *ends)
     levels = []
     for column in excess.T:
-        found = _quantile(design, column, penalty, most, share)
-        levels.append(found[kind == 0] + plane @ found[kind == 1])
+        found = _quantile(design, column, penalty, share)
+        levels.append(found[inside] + plane @ found[~inside])
     shape = (len(levels), *(knot.size for knot in knots))
     levels = np.stack(levels).reshape(shape)
     return {"middle": knots[0], "length": knots[1], "levels": levels}
@@ -161,13 +152,9 @@ def _cells(places: np.ndarray, middle: np.ndarray, length: np.ndarray) -> np.nda
 
 
 def _quantile(
-    design: np.ndarray,
-    value: np.ndarray,
-    penalty: np.ndarray,
-    most: np.ndarray,
-    share: float,
+    design: np.ndarray, value: np.ndarray, penalty: np.ndarray, share: float
 ) -> np.ndarray:
-    """Coefficients, at most `most`, of a plane with a share of the values below it."""
+    """Coefficients of a plane with a share of the values below it."""
     from scipy.optimize import minimize
     from scipy.special import expit
 
@@ -186,5 +173,4 @@ def _quantile(
         return total + 0.5 * float(pull @ coefficients), gradient
 
     start = np.zeros(design.shape[1])
-    bounds = [(None, limit) for limit in most]
-    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return minimize(loss, start, jac=True, method="L-BFGS-B").x

@@ -46,7 +46,8 @@ def judged(slope, rows=ROWS):
     snr = calibration.signal_to_noise(ivar)
     truth = np.stack(truth, axis=1)
     nowhere = np.full((rows, 2), np.nan)
-    return model, calibration.Judged(value, error, truth, snr, nowhere), ivar
+    whole = np.ones(rows, bool)
+    return model, calibration.Judged(value, error, truth, snr, nowhere, whole), ivar
 
 
 def test_signal_to_noise_is_that_of_the_good_pixels():

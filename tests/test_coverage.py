@@ -69,8 +69,7 @@ def within(table, places, excess):
 def test_a_table_tells_places_apart():
     rng = np.random.default_rng(1)
     places, excess = drawn(rng, 4 * STARS, injected)
-    seen = np.zeros(len(places), bool)
-    table = coverage.fit(places, excess, seen, STARS, SHARE)
+    table = coverage.fit(places, excess, STARS, SHARE)
     places, excess = drawn(rng, 4 * STARS, injected)
     for red in (False, True):
         here = (places[:, 0] > 8.8) if red else (places[:, 0] < 8.7)
@@ -79,29 +78,10 @@ def test_a_table_tells_places_apart():
     assert not np.allclose(coverage.at(places, table), 0, atol=0.2)
 
 
-def test_learnt_spectra_tell_of_places_and_not_of_the_level():
-    """They have residuals half as large as others have, and less of longer ones."""
-    rng = np.random.default_rng(2)
-
-    def learnt(places):
-        return injected(places) * 0.5 * np.exp(-0.2 * places[:, 1])
-
-    known = drawn(rng, 4 * STARS, learnt)
-    others = drawn(rng, 600, injected)
-    places, excess = (np.concatenate(p) for p in zip(known, others, strict=True))
-    seen = np.arange(len(places)) < 4 * STARS
-    table = coverage.fit(places, excess, seen, STARS, SHARE)
-    places, excess = drawn(rng, 4 * STARS, injected)
-    for red in (False, True):
-        here = (places[:, 0] > 8.8) if red else (places[:, 0] < 8.7)
-        own = places[here], excess[here]
-        assert within(table, *own) == pytest.approx(SHARE, abs=0.06)
-
-
 def test_few_spectra_tell_no_more_than_four_numbers():
     rng = np.random.default_rng(3)
     places, excess = drawn(rng, 40, injected)
-    table = coverage.fit(places, excess, np.zeros(40, bool), 1, SHARE)
+    table = coverage.fit(places, excess, 1, SHARE)
     for axis in (1, 2):  # linear in both
         np.testing.assert_allclose(np.diff(table["levels"], 2, axis), 0, atol=0.03)
 
@@ -109,14 +89,14 @@ def test_few_spectra_tell_no_more_than_four_numbers():
 def test_labels_that_nobody_has_are_left_alone():
     places = drawn(np.random.default_rng(4), 50, injected)[0]
     excess = np.full((50, 2), np.nan)
-    table = coverage.fit(places, excess, np.zeros(50, bool), 50, SHARE)
+    table = coverage.fit(places, excess, 50, SHARE)
     assert table["levels"].shape[0] == 2
     np.testing.assert_array_equal(coverage.at(places, table), 0)
 
 
 def test_spectra_of_one_place_give_a_table():
     places = np.repeat([[8.6, -0.1]], 30, axis=0)
-    table = coverage.fit(places, np.zeros((30, 1)), np.zeros(30, bool), 30, SHARE)
+    table = coverage.fit(places, np.zeros((30, 1)), 30, SHARE)
     assert np.isfinite(coverage.at(places, table)).all()
     assert (np.diff(table["middle"]) > 0).all()
 

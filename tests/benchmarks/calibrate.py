@@ -40,7 +40,8 @@ def judged(model: checkpoint.Model, rows: PreparedTable) -> calibration.Judged:
         snr = calibration.signal_to_noise(ivar)
         true = truth[piece].astype(float)
         nowhere = np.full((len(snr), 2), np.nan)
-        pieces.append(calibration.Judged(value, error, true, snr, nowhere))
+        whole = np.ones(len(snr), bool)
+        pieces.append(calibration.Judged(value, error, true, snr, nowhere, whole))
     return calibration.Judged.joined(pieces)
 
 
