@@ -53,10 +53,12 @@ class Judged:
         missing.
     snr : ndarray of float, shape (spectrum,)
         Of `signal_to_noise`.
-    place : ndarray of float, shape (spectrum, 2)
+    place : ndarray of float, shape (spectrum, 3)
         Of `coverage.place`; NaN where wavelengths aren't part of what is fed.
     whole : ndarray of bool, shape (spectrum,)
         False of a stretch of a spectrum that is there as well.
+    instrument : ndarray of str, shape (spectrum,)
+        That it is from.
     """
 
     value: np.ndarray
@@ -65,6 +67,7 @@ class Judged:
     snr: np.ndarray
     place: np.ndarray
     whole: np.ndarray
+    instrument: np.ndarray
 
     def some(self, index: np.ndarray) -> Judged:
         """Return some of the spectra."""
@@ -174,7 +177,7 @@ def finish(
         low, high = np.nanquantile(types, (RARE, 1 - RARE))
         model.limits["types"] = [low - TYPE_MARGIN, high + TYPE_MARGIN]
     judged = unseen or _all(model, whole, networks, data, judge)
-    if "wavelength" in data.inputs and not judged.whole.all():
+    if "wavelength" in data.inputs and np.count_nonzero(~judged.whole) >= ENOUGH:
         _remember_places(model, data)
     calibrate(model, judged)
     kind = "validation" if judge is held else "train"
@@ -253,7 +256,7 @@ def _ensemble(networks: list[nn.Module], feed: Feed, ivar: np.ndarray) -> Encode
     """Return what the ensemble says of some spectra, in model units."""
     outputs = [_outputs(network, feed) for network in networks]
     mean, variance = combine(*map(list, zip(*outputs, strict=True)))
-    place = np.full((len(mean), 2), np.nan)
+    place = np.full((len(mean), 3), np.nan)
     if "wavelength" in feed:
         place = coverage.place(feed)
     return Encoded(mean, variance, signal_to_noise(ivar), place)
@@ -289,8 +292,21 @@ def _judged(model: Model, encoded: Encoded, data: Dataset, index: np.ndarray) ->
         for i, label in enumerate(model.labels)
     ]
     value, error = (np.stack(columns, axis=1) for columns in zip(*decoded, strict=True))
-    whole = np.ones(len(index), dtype=bool)
-    return Judged(value, error, data.labels[index], encoded.snr, encoded.place, whole)
+    return Judged(
+        value,
+        error,
+        data.labels[index],
+        encoded.snr,
+        encoded.place,
+        whole=np.ones(len(index), dtype=bool),
+        instrument=_instruments(data, index),
+    )
+
+
+def _instruments(data: Dataset, index: np.ndarray) -> np.ndarray:
+    """Name what spectra are from: the survey, or else the table."""
+    survey = data.rows(index).text("survey")
+    return np.where(survey == "", data.table[index].astype(str), survey)
 
 
 def some(index: np.ndarray, most: int) -> np.ndarray:
@@ -381,36 +397,20 @@ def calibrate(model: Model, judged: Judged) -> None:
         Better of rows that the networks haven't seen.
     """
     anew = "coverage.seen" in model.state and not judged.whole.all()
+    ratio = np.abs(judged.value - judged.truth) / judged.error
     if anew:
-        model.state = _without(model.state, coverage.TABLE)
-    _level(model, judged)
-    if anew:
-        with np.errstate(divide="ignore"):
-            excess = np.log(_ratio(judged) / _factors(model, judged.snr))
-        excess[judged.snr == 0] = np.nan
-        spectra = np.count_nonzero(judged.whole)
-        table = coverage.fit(judged.place, excess, spectra, metrics.WITHIN[1])
-        model.state |= {f"coverage.{name}": value for name, value in table.items()}
+        _level(model, ratio, judged.snr)
+        _chart(model, ratio, judged)
+    else:
+        _level(model, ratio / _factors_by_place(model, judged), judged.snr)
 
 
-def _without(state: dict[str, np.ndarray], names: Sequence[str]) -> dict:
-    gone = {f"coverage.{name}" for name in names}
-    return {key: value for key, value in state.items() if key not in gone}
-
-
-def _ratio(judged: Judged) -> np.ndarray:
-    """Residuals over errors, (spectrum, label)."""
-    return np.abs(judged.value - judged.truth) / judged.error
-
-
-def _level(model: Model, judged: Judged) -> None:
+def _level(model: Model, ratio: np.ndarray, snr: np.ndarray) -> None:
     """Find the factor on errors, with its power of S/N."""
-    snr = judged.snr
     model.error_scale, model.error_slope = [], []
     used = snr[snr > 0]
     low, high = np.percentile(used, (2, 98)) if used.size else (1.0, 1.0)
     distance = np.log(np.clip(snr, low, high) / REFERENCE_SNR)
-    ratio = _ratio(judged) / _factors_by_place(model, judged)
     for off in ratio.T:
         known = np.isfinite(off) & (off > 0) & (snr > 0)
         level, slope = _quantile_line(distance[known], np.log(off[known]))
@@ -419,8 +419,24 @@ def _level(model: Model, judged: Judged) -> None:
     model.limits["snr"] = [float(low), float(high)]
 
 
+def _chart(model: Model, ratio: np.ndarray, judged: Judged) -> None:
+    """Make the table of `coverage` of what that factor leaves."""
+    with np.errstate(divide="ignore"):
+        excess = np.log(ratio / _factors(model, judged.snr))
+    excess[judged.snr == 0] = np.nan
+    names, number, count = np.unique(
+        judged.instrument, return_inverse=True, return_counts=True
+    )
+    # few spectra make no table of their own
+    rare = count[number] < ENOUGH * (1 + CUTS)
+    instrument = np.where(rare, names[count.argmax()], judged.instrument)
+    given = judged.place, excess, judged.whole, instrument
+    table = coverage.fit(*given, metrics.WITHIN[1])
+    model.state |= {f"coverage.{name}": value for name, value in table.items()}
+
+
 def _remember_places(model: Model, data: Dataset) -> None:
-    """Note of which spectra a table of `coverage` is to be: the real ones."""
+    """Note what spectra a table of `coverage` is to be of: the real ones."""
     real = _real(data, np.flatnonzero(data.part != "test"))
     seen: dict[str, np.ndarray] | None = None
     for rows in _batches(real):

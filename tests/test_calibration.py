@@ -45,9 +45,9 @@ def judged(slope, rows=ROWS):
     value, error = (np.stack(columns, axis=1) for columns in zip(*decoded, strict=True))
     snr = calibration.signal_to_noise(ivar)
     truth = np.stack(truth, axis=1)
-    nowhere = np.full((rows, 2), np.nan)
-    whole = np.ones(rows, bool)
-    return model, calibration.Judged(value, error, truth, snr, nowhere, whole), ivar
+    nowhere = np.full((rows, 3), np.nan)
+    same = np.ones(rows, bool), np.full(rows, "one")
+    return model, calibration.Judged(value, error, truth, snr, nowhere, *same), ivar
 
 
 def test_signal_to_noise_is_that_of_the_good_pixels():
