@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 BATCH = 256  # spectra evaluated together
 ENOUGH = 50  # validation rows to judge by; below, training rows do, optimistic as it is
-CUTS = 8  # stretches of each of them, for networks that learn from stretches, …
+CUTS = 16  # stretches of each of them, for networks that learn from stretches, …
 SHORTEST = 0.15  # … of this share of its pixels or more
 LARGE_ERROR = 0.5  # of the training labels' spread: the spectrum says little
 REFERENCE_SNR = 50.0  # per pixel, where the error's factor is the model's error_scale

@@ -194,6 +194,19 @@ def test_errors_are_right_wherever_a_spectrum_lies(tmp_path):
     assert blue < between < red
 
 
+@pytest.mark.parametrize(("others", "tables"), [(600, 2), (20, 1)])
+def test_surveys_have_tables_of_their_own_if_they_are_large(tmp_path, others, tables):
+    survey = np.where(np.arange(1200) < others, "one", "other")
+    path = trainingtables.write(tmp_path / "t.fits", size=1200, survey=survey)
+    settings = TrainConfig.resolve({"target": "logg", "validation": 0.2})
+    data = stretched(dataset.load([path], settings), seed=1)
+    unit = replace(small_model(), labels=[labels.get("logg")], wavelength=None)
+    calibration.finish(unit, [Blue()], data)
+    table = unit.part("coverage")
+    assert table["levels"].shape[:2] == (1, tables)
+    assert len(table["width"]) == tables
+
+
 class Picky(Blue):
     """Needs spectra, as networks do that look for the longest of a batch."""
 

@@ -47,6 +47,9 @@ def test_what_lies_beyond_the_end_of_a_spectrum_has_no_place():
     feed["wavelength"][:, 3000:] = np.nan
     feed["ivar"][:, 3000:] = 0
     np.testing.assert_allclose(coverage.place(feed), coverage.place(ends), atol=1e-3)
+    seen = familiarity.fit(feed)
+    assert seen["seen"].sum(axis=1).max() == 1  # one sampling, wherever
+    np.testing.assert_array_equal(familiarity.share(ends, seen), 1)
     feed["ivar"][1] = 0
     assert np.isfinite(coverage.place(feed)).all()
 
