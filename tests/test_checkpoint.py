@@ -208,7 +208,7 @@ def test_a_table_of_one_instrument_is_read(tmp_path):
     ("name", "value", "words"),
     [
         ("levels", np.zeros((3, 2, 2)), "coverage.levels are not"),
-        ("levels", np.full((3, 7, 6), np.nan), "coverage.levels are not"),
+        ("levels", np.full((3, 2, 7, 6), np.nan), "coverage.levels are not"),
         ("width", np.zeros(3), "coverage.width are not"),
         ("middle", np.zeros(7), "don't increase"),
         ("length", np.zeros((2, 3)), "don't increase"),

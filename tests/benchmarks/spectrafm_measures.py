@@ -1,10 +1,11 @@
 """Measure a SpectraFM model: cuts, attention, throughput. See train_spectrafm.sh.
 
-    python tests/benchmarks/spectrafm_measures.py MODEL PREPARED LABELS cuts
+    python tests/benchmarks/spectrafm_measures.py MODEL[,MODEL...] PREPARED LABELS cuts
 
 PREPARED has LAMOST LRS spectra with `recipe spectrafm`, LABELS is train_labels.fits.
 Rows: those of `score.py` on the plans that the model's split holds out; for `cuts` also
-all of these plans that the model's own selection takes.
+all of these plans that the model's own selection takes. Of a fold of a cross-validation
+they are the plans that this fold hadn't seen; give all folds for all plans.
 
 The last word is one of
 
@@ -56,8 +57,9 @@ def test_rows(table: PreparedTable, path: str, model: checkpoint.Model):
     """Rows of the table on test plans, their true labels, and which have good ones."""
     labels = catalog.read(path).rows
     settings = model.training["config"]
-    groups, seed = labels[settings["group"]], settings["seed"]
-    part = split_by_hash(groups, test=settings["test"], validation=0.0, seed=seed)
+    names = ("test", "seed", "folds", "fold")
+    options = {name: settings[name] for name in names}
+    part = split_by_hash(labels[settings["group"]], validation=0.0, **options)
     found = catalog.match(table.rows(), labels).index
     own, part = labels[found], part[found]
     chosen = selection.select(settings["select"], lambda name: own[name])
@@ -85,19 +87,33 @@ def predicted(predictor: Predictor, feed: dict) -> tuple[np.ndarray, np.ndarray]
     return np.concatenate(values), np.concatenate(errors)
 
 
-def cuts(predictor: Predictor, table: PreparedTable, rows, truth, good) -> None:
-    """Print what is left of the labels when 60 % of a spectrum is not there."""
+def cuts(predictor: Predictor, table: PreparedTable, rows) -> dict:
+    """Predict what is left of the labels when 60 % of a spectrum is not there."""
     feed = table.feed(rows, predictor.inputs, predictor.extra)
     found = {"whole": predicted(predictor, feed)}
     for place in PLACES:
         low = np.full(len(rows), place)
         cut = feeding.stretches(feed, low, low + SHARE)
         found[f"{place:.1%} to {place + SHARE:.1%}"] = predicted(predictor, cut)
+    return found
+
+
+def print_cuts(predictors: list[Predictor], table: PreparedTable, labels: str) -> None:
+    """Print the shares within 1 sigma of what each model hadn't seen."""
+    chosen = [test_rows(table, labels, predictor.model) for predictor in predictors]
+    _, truth, good = (np.concatenate(part) for part in zip(*chosen, strict=True))
+    pieces = [
+        cuts(predictor, table, rows)
+        for predictor, (rows, *_) in zip(predictors, chosen, strict=True)
+    ]
+    found = {
+        name: [np.concatenate([piece[name][n] for piece in pieces]) for n in (0, 1)]
+        for name in pieces[0]
+    }
     for name, some in (("good labels", good), ("all selected", good | True)):
         print(f"{name}: {some.sum()} spectra")
-        _print_cuts(
-            {key: [a[some] for a in pair] for key, pair in found.items()}, truth[some]
-        )
+        own = {key: [array[some] for array in pair] for key, pair in found.items()}
+        _print_cuts(own, truth[some])
 
 
 def _print_cuts(found: dict, truth: np.ndarray) -> None:
@@ -126,7 +142,7 @@ def _print(name, values, errors, whole, truth) -> list[float]:
         ratio = np.median(errors[:, n] / whole[:, n])
         larger = (errors[:, n] > whole[:, n]).mean()
         print(
-            f"{name:14s} {label:5s} MAE {off[:, n].mean():.4g}  within 1 sigma "
+            f"{name:15s} {label:5s} MAE {off[:, n].mean():.4g}  within 1 sigma "
             f"{within:.3f}  error/whole {ratio:.2f}, larger in {larger:.0%}"
         )
     return (off < errors).mean(axis=0)
@@ -206,17 +222,20 @@ def speed(predictor: Predictor, table: PreparedTable, rows) -> None:
         )
 
 
-def main(name: str, prepared: str, labels: str, what: str = "cuts") -> None:
+def main(names: str, prepared: str, labels: str, what: str = "cuts") -> None:
     """Measure."""
     torch.set_num_threads(1)
-    model = checkpoint.load(name)
-    predictor, table = Predictor(model, precision="float32"), PreparedTable(prepared)
-    rows, truth, good = test_rows(table, labels, model)
+    predictors = [
+        Predictor(checkpoint.load(name), precision="float32")
+        for name in names.split(",")
+    ]
+    table = PreparedTable(prepared)
     if what == "cuts":
-        cuts(predictor, table, rows, truth, good)
+        print_cuts(predictors, table, labels)
         return
+    rows, _, good = test_rows(table, labels, predictors[0].model)
     print(f"{good.sum()} spectra")
-    (attended if what == "lines" else speed)(predictor, table, rows[good])
+    (attended if what == "lines" else speed)(predictors[0], table, rows[good])
 
 
 if __name__ == "__main__":

@@ -82,6 +82,10 @@ for what in cuts lines speed; do
         "$work/lamost.fits" "$labels" "$what"
 done
 
+unseen=("$work"/spectrafm.fold?.safetensors) # each predicts what it hadn't learnt from
+python "$here/spectrafm_measures.py" "$(IFS=,; echo "${unseen[*]}")" \
+    "$work/lamost.fits" "$labels" cuts
+
 # Patches against pixels, from scratch.
 for tokens in "patches 180" "pixels 180" "pixels 512"; do
     read -r kind context <<< "$tokens"
