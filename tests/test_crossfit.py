@@ -98,8 +98,10 @@ def test_the_test_part_is_seen_by_no_fold_and_judges_the_last_model(
     assert training["test_metrics"]["teff"]["n"] == len(held)
 
 
-def test_stretches_of_unseen_rows_make_the_table_of_errors(stellar, here, table):
+def test_stretches_of_unseen_rows_make_the_table_of_errors(stellar, here):
     """One of all folds for the last model, for each of these one of the others."""
+    plans = [f"p{n % 30}" for n in range(120)]
+    table = trainingtables.write(here / "few.fits", size=120, plan=plans)
     small = {
         "width": 8,
         "heads": 2,
