@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,9 +30,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 256  # spectra evaluated together
 ENOUGH = 50  # validation rows to judge by; below, training rows do, optimistic as it is
-CUTS = 8  # stretches of each of them, for networks that learn from stretches, …
+CUTS = 16  # stretches of each of them, for networks that learn from stretches, …
 SHORTEST = 0.15  # … of this share of its pixels or more
-LEARNT = 2000  # training spectra that tell where, if not by how much, errors are wrong
 LARGE_ERROR = 0.5  # of the training labels' spread: the spectrum says little
 REFERENCE_SNR = 50.0  # per pixel, where the error's factor is the model's error_scale
 LEAST_SPAN = 0.5  # of the rows' log S/N, for a slope with it
@@ -54,8 +53,12 @@ class Judged:
         missing.
     snr : ndarray of float, shape (spectrum,)
         Of `signal_to_noise`.
-    place : ndarray of float, shape (spectrum, 2)
+    place : ndarray of float, shape (spectrum, 3)
         Of `coverage.place`; NaN where wavelengths aren't part of what is fed.
+    whole : ndarray of bool, shape (spectrum,)
+        False of a stretch of a spectrum that is there as well.
+    instrument : ndarray of str, shape (spectrum,)
+        That it is from.
     """
 
     value: np.ndarray
@@ -63,6 +66,12 @@ class Judged:
     truth: np.ndarray
     snr: np.ndarray
     place: np.ndarray
+    whole: np.ndarray
+    instrument: np.ndarray
+
+    def some(self, index: np.ndarray) -> Judged:
+        """Return some of the spectra."""
+        return Judged(*(getattr(self, f.name)[index] for f in fields(self)))
 
     @classmethod
     def joined(cls, pieces: Sequence[Judged]) -> Judged:
@@ -167,11 +176,10 @@ def finish(
     if np.isfinite(types).mean() >= TYPED:
         low, high = np.nanquantile(types, (RARE, 1 - RARE))
         model.limits["types"] = [low - TYPE_MARGIN, high + TYPE_MARGIN]
-    judged = unseen or _judged(model, whole, data, judge)
-    if not unseen and any(getattr(network, "cut", 0) for network in networks):
-        calibrate_stretches(model, networks, data, judge, judged)
-    else:
-        calibrate(model, judged)
+    judged = unseen or _all(model, whole, networks, data, judge)
+    if "wavelength" in data.inputs and np.count_nonzero(~judged.whole) >= ENOUGH:
+        _remember_places(model, data)
+    calibrate(model, judged)
     kind = "validation" if judge is held else "train"
     model.training |= {
         "judged_on": "folds" if unseen else kind,
@@ -208,6 +216,31 @@ def judge_rows(
     return _judged(model, _predicted(networks, data, index), data, index)
 
 
+def judge_all(
+    model: Model, networks: list[nn.Module], data: Dataset, index: np.ndarray
+) -> Judged:
+    """Predict rows of a dataset, and stretches of them if networks learn from such.
+
+    Arguments as in `judge_rows`.
+    """
+    whole = _predicted(networks, data, index)
+    return _all(model, whole, networks, data, index)
+
+
+def _all(
+    model: Model,
+    whole: Encoded,
+    networks: list[nn.Module],
+    data: Dataset,
+    index: np.ndarray,
+) -> Judged:
+    """As `judge_all`, where the whole spectra have been predicted."""
+    judged = _judged(model, whole, data, index)
+    if not any(getattr(network, "cut", 0) for network in networks):
+        return judged
+    return Judged.joined([judged, *_stretches(model, networks, data, index)])
+
+
 def _predicted(networks: list[nn.Module], data: Dataset, index: np.ndarray) -> Encoded:
     """Predict rows of a dataset, in model units."""
     pieces = []
@@ -223,7 +256,7 @@ def _ensemble(networks: list[nn.Module], feed: Feed, ivar: np.ndarray) -> Encode
     """Return what the ensemble says of some spectra, in model units."""
     outputs = [_outputs(network, feed) for network in networks]
     mean, variance = combine(*map(list, zip(*outputs, strict=True)))
-    place = np.full((len(mean), 2), np.nan)
+    place = np.full((len(mean), 3), np.nan)
     if "wavelength" in feed:
         place = coverage.place(feed)
     return Encoded(mean, variance, signal_to_noise(ivar), place)
@@ -236,10 +269,7 @@ def _joined(pieces: Sequence[Encoded]) -> Encoded:
 def _stretches(
     model: Model, networks: list[nn.Module], data: Dataset, index: np.ndarray
 ) -> list[Judged]:
-    """Predict random stretches of spectra, whose lengths are even in the logarithm.
-
-    Their errors are to be right, too, not only those of whole spectra.
-    """
+    """Predict random stretches of spectra, whose lengths are even in the logarithm."""
     rng = np.random.default_rng(0)
     pieces: list[list[Encoded]] = [[] for _ in range(CUTS)]
     for rows in _batches(index):
@@ -250,7 +280,8 @@ def _stretches(
             low = draw[1] * (1 - length)
             cut = feeding.stretches(feed, low, low + length)
             found.append(_ensemble(networks, cut, cut["ivar"]))
-    return [_judged(model, _joined(found), data, index) for found in pieces]
+    judged = [_judged(model, _joined(found), data, index) for found in pieces]
+    return [replace(one, whole=np.zeros(len(index), dtype=bool)) for one in judged]
 
 
 def _judged(model: Model, encoded: Encoded, data: Dataset, index: np.ndarray) -> Judged:
@@ -261,7 +292,21 @@ def _judged(model: Model, encoded: Encoded, data: Dataset, index: np.ndarray) ->
         for i, label in enumerate(model.labels)
     ]
     value, error = (np.stack(columns, axis=1) for columns in zip(*decoded, strict=True))
-    return Judged(value, error, data.labels[index], encoded.snr, encoded.place)
+    return Judged(
+        value,
+        error,
+        data.labels[index],
+        encoded.snr,
+        encoded.place,
+        whole=np.ones(len(index), dtype=bool),
+        instrument=_instruments(data, index),
+    )
+
+
+def _instruments(data: Dataset, index: np.ndarray) -> np.ndarray:
+    """Name what spectra are from: the survey, or else the table."""
+    survey = data.rows(index).text("survey")
+    return np.where(survey == "", data.table[index].astype(str), survey)
 
 
 def some(index: np.ndarray, most: int) -> np.ndarray:
@@ -325,7 +370,7 @@ def _judged_factors(model: Model, judged: Judged) -> np.ndarray:
 def _factors_by_place(model: Model, judged: Judged) -> np.ndarray:
     """Return those of the table of `coverage`; 1 if there is none."""
     table = model.part("coverage")
-    return np.exp(coverage.at(judged.place, table) if table else 0.0)
+    return np.exp(coverage.at(judged.place, table) if "levels" in table else 0.0)
 
 
 def _factors(model: Model, snr: np.ndarray) -> np.ndarray:
@@ -340,22 +385,32 @@ def calibrate(model: Model, judged: Judged) -> None:
     """Bring 68.27 % of the rows within one sigma, at low S/N as at high.
 
     Per label the factor on errors is a power of the signal-to-noise ratio, found by
-    quantile regression (Koenker & Bassett 1978, Econometrica 46, 33).
+    quantile regression (Koenker & Bassett 1978, Econometrica 46, 33). Where there are
+    stretches of spectra, whose errors are to be right as well, a table of `coverage`
+    follows: they are wrong in some places more than in others.
 
     Parameters
     ----------
     model : Model
-        Changed in place, but for its table of `coverage`, if it has one.
+        Changed in place, but for its table of `coverage` if all spectra are whole.
     judged : Judged
         Better of rows that the networks haven't seen.
     """
-    snr = judged.snr
+    anew = "coverage.seen" in model.state and not judged.whole.all()
+    ratio = np.abs(judged.value - judged.truth) / judged.error
+    if anew:
+        _level(model, ratio, judged.snr)
+        _chart(model, ratio, judged)
+    else:
+        _level(model, ratio / _factors_by_place(model, judged), judged.snr)
+
+
+def _level(model: Model, ratio: np.ndarray, snr: np.ndarray) -> None:
+    """Find the factor on errors, with its power of S/N."""
     model.error_scale, model.error_slope = [], []
     used = snr[snr > 0]
     low, high = np.percentile(used, (2, 98)) if used.size else (1.0, 1.0)
     distance = np.log(np.clip(snr, low, high) / REFERENCE_SNR)
-    ratio = np.abs(judged.value - judged.truth) / judged.error
-    ratio = ratio / _factors_by_place(model, judged)
     for off in ratio.T:
         known = np.isfinite(off) & (off > 0) & (snr > 0)
         level, slope = _quantile_line(distance[known], np.log(off[known]))
@@ -364,53 +419,29 @@ def calibrate(model: Model, judged: Judged) -> None:
     model.limits["snr"] = [float(low), float(high)]
 
 
-def calibrate_stretches(
-    model: Model,
-    networks: list[nn.Module],
-    data: Dataset,
-    judge: np.ndarray,
-    judged: Judged,
-) -> None:
-    """Calibrate a model for stretches of spectra, whichever they are, as for whole.
-
-    After `calibrate`, with stretches beside the whole spectra, comes a table of
-    `coverage`. It needs more spectra than the validation part often has; where errors
-    are too small or too large, though not by how much all of them are, training
-    spectra tell as well.
-
-    Parameters
-    ----------
-    model : Model
-        Changed in place.
-    networks : list of nn.Module
-    data : Dataset
-    judge : ndarray of int, shape (spectrum,)
-        Its rows to judge by.
-    judged : Judged
-        Of these, whole.
-    """
-    own = Judged.joined([judged, *_stretches(model, networks, data, judge)])
-    calibrate(model, own)
-    learnt = some(_real(data, data.index("train")), LEARNT)
-    learnt = np.setdiff1d(learnt, judge)
-    if "wavelength" not in data.inputs or judge.size + learnt.size < ENOUGH:
-        return
-    pieces = [own]
-    if learnt.size:  # not where the rows to judge by are the training rows
-        pieces.append(judge_rows(model, networks, data, learnt))
-        pieces += _stretches(model, networks, data, learnt)
-    everything = Judged.joined(pieces)
-    seen = np.arange(len(everything.snr)) >= len(own.snr)
-    ratio = np.abs(everything.value - everything.truth) / everything.error
+def _chart(model: Model, ratio: np.ndarray, judged: Judged) -> None:
+    """Make the table of `coverage` of what that factor leaves."""
     with np.errstate(divide="ignore"):
-        excess = np.log(ratio / _factors(model, everything.snr))
-    excess[everything.snr == 0] = np.nan
-    spectra = judge.size + learnt.size
-    share = metrics.WITHIN[1]
-    table = coverage.fit(everything.place, excess, seen, spectra, share)
-    for rows in _batches(np.concatenate([judge, learnt])):
-        table |= familiarity.fit(data.feed(rows), table if "seen" in table else None)
+        excess = np.log(ratio / _factors(model, judged.snr))
+    excess[judged.snr == 0] = np.nan
+    names, number, count = np.unique(
+        judged.instrument, return_inverse=True, return_counts=True
+    )
+    # few spectra make no table of their own
+    rare = count[number] < ENOUGH * (1 + CUTS)
+    instrument = np.where(rare, names[count.argmax()], judged.instrument)
+    given = judged.place, excess, judged.whole, instrument
+    table = coverage.fit(*given, metrics.WITHIN[1])
     model.state |= {f"coverage.{name}": value for name, value in table.items()}
+
+
+def _remember_places(model: Model, data: Dataset) -> None:
+    """Note what spectra a table of `coverage` is to be of: the real ones."""
+    real = _real(data, np.flatnonzero(data.part != "test"))
+    seen: dict[str, np.ndarray] | None = None
+    for rows in _batches(real):
+        seen = familiarity.fit(data.feed(rows), seen)
+    model.state["coverage.seen"] = seen["seen"]
 
 
 def _quantile_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -435,7 +466,8 @@ def _quantile_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def metrics_of(model: Model, judged: Judged) -> dict[str, Any]:
-    """Return the figures of merit of each label, with calibrated errors."""
+    """Return the figures of merit of whole spectra, with calibrated errors."""
+    judged = judged.some(judged.whole)
     error = judged.error * _judged_factors(model, judged)
     results = {
         label.name: metrics.summary(judged.value[:, i], judged.truth[:, i], error[:, i])

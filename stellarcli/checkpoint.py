@@ -415,13 +415,21 @@ def _check_coverage(state: dict[str, np.ndarray], labels: int) -> None:
     found = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
     if not found:
         return
+    several = found.pop(coverage.SEVERAL, None)
     if set(found) != set(coverage.NAMES):
         raise ValueError(f"coverage has {sorted(found)}, not {list(coverage.NAMES)}")
     knots = found["middle"], found["length"]
     for values in knots:
         if values.ndim != 1 or not values.size or not (np.diff(values) > 0).all():
             raise ValueError("the knots of coverage don't increase")
-    shape = (labels, *(values.size for values in knots))
+    sizes = [values.size for values in knots]
+    shape = (labels, *sizes)
+    if several is not None:
+        shape = (labels, len(several), *sizes)
+        if several.shape != shape[1:3] or not np.isfinite(several).all():
+            raise ValueError(
+                f"coverage.{coverage.SEVERAL} are not {shape[1:3]} numbers"
+            )
     levels = found["levels"]
     if levels.shape != shape or not np.isfinite(levels).all():
         raise ValueError(f"coverage.levels are not {shape} numbers")

@@ -2,11 +2,12 @@
 
 Networks that take any stretch of a spectrum say of each how uncertain they are, though
 not equally rightly of all: what is left without Hβ, say, may be worth less than they
-think. `fit` makes a table of what is to be added to the log of the errors, over the
+think. Nor do they know some instrument's spectra as well as another's. `fit` makes a
+table for each instrument of what is to be added to the log of the errors, over the
 middle and the length of a spectrum in ln λ, and `corrections` reads it, linearly
-between its knots.
+between its knots. Instruments are told apart by the width of their pixels there.
 
-The table counts as far as a spectrum has wavelengths and samplings of those that it was
+A table counts as far as a spectrum has wavelengths and samplings of those that it was
 made from (`familiarity`): it says nothing of another instrument's.
 """
 
@@ -25,7 +26,8 @@ ENDS = (1, 99)  # percentiles of the spectra, where the first and the last knot 
 PRIOR = 4.0  # spectra by which the table is drawn to what its corners say
 ROUNDING = 0.03  # of the loss's corner, which makes it smooth
 SHORTEST = 1e-4  # ln λ; of a spectrum without a good pixel
-NAMES = ("middle", "length", "levels", "seen")  # of the arrays that a table is
+NAMES = ("middle", "length", "levels", "seen")  # of the arrays that tables are, …
+SEVERAL = "width"  # … and of another, where there are those of several instruments
 
 
 def place(feed: Feed) -> np.ndarray:
@@ -38,72 +40,84 @@ def place(feed: Feed) -> np.ndarray:
 
     Returns
     -------
-    ndarray of float, shape (spectrum, 2)
-        Mean ln λ of the good pixels, λ in Å, and the log of the ln λ that they cover,
-        gaps not counted.
+    ndarray of float, shape (spectrum, 3)
+        Mean ln λ of the good pixels, λ in Å; the log of the ln λ that they cover, gaps
+        not counted; and that of a pixel's share of it.
     """
     wavelength = feed["wavelength"]
-    good = (feed["ivar"] > 0) & (wavelength > 0)
-    position = np.log(np.where(wavelength > 0, wavelength, 1.0))
-    count = np.maximum(good.sum(axis=1), 1)
-    middle = np.where(good, position, 0).sum(axis=1) / count
+    there = wavelength > 0
+    good = (feed["ivar"] > 0) & there
+    position = np.log(np.where(there, wavelength, np.nan))
+    middle = np.where(good, position, 0).sum(axis=1) / np.maximum(good.sum(axis=1), 1)
     width = np.abs(np.gradient(position, axis=1))
-    length = np.where(good, width, 0).sum(axis=1)
-    return np.stack([middle, np.log(np.maximum(length, SHORTEST))], axis=1)
+    good &= np.isfinite(width)  # not the pixel before the end of a shorter spectrum
+    length = np.maximum(np.where(good, width, 0).sum(axis=1), SHORTEST)
+    share = length / np.maximum(good.sum(axis=1), 1)
+    return np.stack([middle, np.log(length), np.log(share)], axis=1)
 
 
 def fit(
     places: np.ndarray,
     excess: np.ndarray,
-    seen: np.ndarray,
-    spectra: int,
+    whole: np.ndarray,
+    instrument: np.ndarray,
     share: float,
 ) -> dict[str, np.ndarray]:
-    """Make a table from spectra with known labels.
+    """Make tables from spectra with known labels.
 
-    Per label, one quantile regression (Koenker & Bassett 1978, Econometrica 46, 33):
-    the table, and two numbers for all spectra that the network has learnt from, of the
-    shortest and the longest. It may know these better than others, never worse, and the
-    more so perhaps the more of them it sees, but hardly more in one place than in
-    another: they tell of the places, the others of the level.
+    Per instrument and label, one quantile regression (Koenker & Bassett 1978,
+    Econometrica 46, 33).
 
     Parameters
     ----------
-    places : ndarray, shape (spectrum, 2)
+    places : ndarray, shape (spectrum, 3)
         Of `place`.
     excess : ndarray, shape (spectrum, label)
         Log of the residual over the error; not finite where unknown.
-    seen : ndarray of bool, shape (spectrum,)
-        Whether the network has learnt from it.
-    spectra : int
-        How many there are, stretches of one counted once.
+    whole : ndarray of bool, shape (spectrum,)
+        False of stretches of spectra that are there as well.
+    instrument : ndarray of str, shape (spectrum,)
     share : float
         Of the spectra that are to be within their error.
 
     Returns
     -------
     dict of ndarray
-        ``middle`` and ``length``, the knots; ``levels`` (label, middle, length).
+        ``middle`` and ``length``, the knots; ``levels`` (label, instrument, middle,
+        length); ``width`` (instrument, middle), the usual log of a pixel's width.
     """
-    knots = [_knots(*column) for column in zip(places.T, SPACING, strict=True)]
-    cells = _cells(places, *knots)
+    spread = places[:, : len(SPACING)].T
+    knots = [_knots(*column) for column in zip(spread, SPACING, strict=True)]
+    levels, width = [], []
+    for name in np.unique(instrument):
+        own = instrument == name
+        pull = PRIOR / max(1, np.count_nonzero(whole[own]))
+        levels.append(_levels(places[own], excess[own], knots, pull, share))
+        hats = _hats(places[own, 0], knots[0])
+        width.append(np.linalg.lstsq(hats, places[own, 2], rcond=None)[0])
+    tables = {"levels": np.stack(levels, axis=1), SEVERAL: np.stack(width)}
+    return {"middle": knots[0], "length": knots[1], **tables}
+
+
+def _levels(
+    places: np.ndarray,
+    excess: np.ndarray,
+    knots: list[np.ndarray],
+    pull: float,
+    share: float,
+) -> np.ndarray:
+    """Table of one instrument, (label, middle, length)."""
     ends = [knot[[0, -1]] for knot in knots]
-    corners = _cells(places, *ends)
-    known = _hats(places[:, 1], ends[1]) * seen[:, None]
-    parts = [cells, corners, known if not seen.all() else known[:, :0]]
-    kind = np.repeat(np.arange(3), [part.shape[1] for part in parts])
-    design = np.concatenate(parts, axis=1)
-    penalty = np.where(kind == 0, PRIOR / max(1, spectra), 0)
-    most = np.where(kind == 2, 0, np.inf)
+    cells, corners = _cells(places, *knots), _cells(places, *ends)
+    design = np.concatenate([cells, corners], axis=1)
+    inside = np.arange(design.shape[1]) < cells.shape[1]
     grid = np.stack(np.meshgrid(*knots, indexing="ij"), axis=-1).reshape(-1, 2)
     plane = _cells(grid, *ends)
     levels = []
     for column in excess.T:
-        found = _quantile(design, column, penalty, most, share)
-        levels.append(found[kind == 0] + plane @ found[kind == 1])
-    shape = (len(levels), *(knot.size for knot in knots))
-    levels = np.stack(levels).reshape(shape)
-    return {"middle": knots[0], "length": knots[1], "levels": levels}
+        found = _quantile(design, column, np.where(inside, pull, 0), share)
+        levels.append(found[inside] + plane @ found[~inside])
+    return np.reshape(levels, (len(levels), *(knot.size for knot in knots)))
 
 
 def corrections(feed: Feed, table: dict[str, np.ndarray]) -> np.ndarray:
@@ -128,7 +142,7 @@ def at(places: np.ndarray, table: dict[str, np.ndarray]) -> np.ndarray:
 
     Parameters
     ----------
-    places : ndarray, shape (spectrum, 2)
+    places : ndarray, shape (spectrum, 3)
         Of `place`.
     table : dict of ndarray
         Of `fit`.
@@ -138,7 +152,13 @@ def at(places: np.ndarray, table: dict[str, np.ndarray]) -> np.ndarray:
     ndarray of float, shape (spectrum, label)
     """
     cells = _cells(places, table["middle"], table["length"])
-    return cells @ table["levels"].reshape(len(table["levels"]), -1).T
+    levels = table["levels"]
+    if SEVERAL not in table:  # of one instrument
+        return cells @ levels.reshape(len(levels), -1).T
+    usual = _hats(places[:, 0], table["middle"]) @ table[SEVERAL].T
+    nearest = np.abs(usual - places[:, 2:]).argmin(axis=1)
+    values = np.einsum("sc,lic->sil", cells, levels.reshape(*levels.shape[:2], -1))
+    return values[np.arange(len(places)), nearest]
 
 
 def _knots(values: np.ndarray, spacing: float) -> np.ndarray:
@@ -161,13 +181,9 @@ def _cells(places: np.ndarray, middle: np.ndarray, length: np.ndarray) -> np.nda
 
 
 def _quantile(
-    design: np.ndarray,
-    value: np.ndarray,
-    penalty: np.ndarray,
-    most: np.ndarray,
-    share: float,
+    design: np.ndarray, value: np.ndarray, penalty: np.ndarray, share: float
 ) -> np.ndarray:
-    """Coefficients, at most `most`, of a plane with a share of the values below it."""
+    """Coefficients of a plane with a share of the values below it."""
     from scipy.optimize import minimize
     from scipy.special import expit
 
@@ -186,5 +202,4 @@ def _quantile(
         return total + 0.5 * float(pull @ coefficients), gradient
 
     start = np.zeros(design.shape[1])
-    bounds = [(None, limit) for limit in most]
-    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return minimize(loss, start, jac=True, method="L-BFGS-B").x

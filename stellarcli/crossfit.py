@@ -4,6 +4,9 @@ Each fold's model predicts the rows that it hasn't seen. Together these predicti
 as many as there are rows, and say more about errors than a validation part could; the
 final model learns from all rows and is calibrated by them. It has seen somewhat more
 than the folds' models, so that its errors are rather too large than too small.
+
+Rows of a test part, where one is asked for, stay out of all this: the final model alone
+is tested on them.
 """
 
 from __future__ import annotations
@@ -79,7 +82,7 @@ def run(
     Returns
     -------
     Model
-        That of all rows.
+        That of all rows but those it is tested on.
 
     Raises
     ------
@@ -100,7 +103,7 @@ def run(
         _write_catalogue(outcomes, parts, tables, output)
         unseen = Judged.joined(judged)
     world.wait()
-    config = replace(runs[0].config, folds=0, fold=0, test=0.0, validation=0.0)
+    config = replace(runs[0].config, folds=0, fold=0, validation=0.0)
     final = Run("", config, {})
     return training.train(
         tables,
@@ -123,7 +126,7 @@ def _part(outcome: Outcome, tables: list[str], catalogue: Table | None) -> Datas
 def _judged(outcome: Outcome, part: Dataset) -> Judged:
     """Predict the unseen rows of a fold."""
     with without_denormals():
-        return calibration.judge_rows(
+        return calibration.judge_all(
             outcome.model, outcome.model.networks(), part, np.arange(len(part))
         )
 

@@ -20,6 +20,7 @@ from stellarcli.settings import MODEL, TrainConfig
 from stellarcli.streams import Stream, streams
 
 PARTS = ("train", "validation", "test")
+HELD = "held out"  # of all folds of a cross-validation, tested on after it
 JOIN_RADIUS = 3.0  # arcsec
 SKY = ("ra", "dec")
 log = logging.getLogger(__name__)
@@ -47,19 +48,24 @@ def split_by_hash(
         Expected fractions of the groups, `validation` of those that aren't tested on.
     seed : int
     folds, fold : int
-        With folds, fold number `fold` is the test part instead of a fraction.
+        With folds, the groups that `test` leaves are divided into so many; number
+        `fold` is the test part, and what `test` takes is held out of all folds.
 
     Returns
     -------
     ndarray of str
-        One of `PARTS` per row.
+        One of `PARTS`, or `HELD`, per row.
     """
     names, inverse = np.unique(np.asarray(groups).astype(str), return_inverse=True)
     share = np.array([_share(f"{seed}:{name}") for name in names])
     inner = np.array([_share(f"{seed}:validation:{name}") for name in names])
-    tested = (share * folds).astype(int) == fold if folds else share < test
     part = np.where(inner < validation, "validation", "train")
-    return np.where(tested, "test", part)[inverse]
+    taken = share < test
+    if not folds:
+        return np.where(taken, "test", part)[inverse]
+    number = ((share - test) / (1 - test) * folds).astype(int)
+    part = np.where(number == fold, "test", part)
+    return np.where(taken, HELD, part)[inverse]
 
 
 def _share(text: str) -> float:
@@ -484,7 +490,8 @@ def _smallest(names: np.ndarray, star: np.ndarray) -> np.ndarray:
 
 def _leaking(part: np.ndarray, star: np.ndarray) -> np.ndarray:
     """Rows whose star is in a later part too, (spectrum,)."""
-    rank = np.array([PARTS.index(name) for name in part.tolist()], dtype=int)
+    order = (*PARTS, HELD)
+    rank = np.array([order.index(name) for name in part.tolist()], dtype=int)
     highest = np.zeros(star.max(initial=-1) + 1, dtype=int)
     np.maximum.at(highest, star, rank)
     return rank < highest[star]
@@ -503,15 +510,14 @@ def _refuse_leaks(
 
 
 def _separated(data: Dataset) -> Dataset:
-    """Take out rows whose star is held out elsewhere.
+    """Take out rows whose star is held out elsewhere, and those of no part of a fold.
 
     Groups such as plates share stars: then a star's rows count where they are tested.
     """
     leaking = _leaking(data.part, data.star)
-    if not leaking.any():
-        return data
-    log.info("%d rows left out: their stars are tested on", leaking.sum())
-    return data.rows(np.flatnonzero(~leaking))
+    if leaking.any():
+        log.info("%d rows left out: their stars are tested on", leaking.sum())
+    return data.rows(np.flatnonzero(~leaking & (data.part != HELD)))
 
 
 def same_star(objid: np.ndarray, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:

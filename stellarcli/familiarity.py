@@ -79,9 +79,11 @@ def reach(model: dict[str, np.ndarray]) -> tuple[float, float]:
 def _places(feed: Feed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Stretch and sampling of every pixel, and which are good, (spectrum, pixel)."""
     wavelength = feed["wavelength"]
+    position = np.log(np.where(wavelength > 0, wavelength, np.nan))
+    width = np.abs(np.gradient(position, axis=1))
     good = (feed["ivar"] > 0) & (wavelength > FIRST) & (wavelength < LAST)
-    position = np.log(np.where(good, wavelength, FIRST))
-    width = np.abs(np.gradient(np.log(np.where(wavelength > 0, wavelength, 1)), axis=1))
-    sampling = np.floor(np.log2(np.clip(width, 2.0**FINEST, 2.0**COARSEST)))
-    stretch = ((position - np.log(FIRST)) / STRETCH).astype(int)
-    return stretch, sampling.astype(int) - FINEST, good
+    good &= np.isfinite(width)  # not the pixel before the end of a shorter spectrum
+    width = np.clip(np.where(good, width, 1), 2.0**FINEST, 2.0**COARSEST)
+    sampling = np.floor(np.log2(width)).astype(int) - FINEST
+    stretch = (np.where(good, position, 0) - np.log(FIRST)) / STRETCH
+    return np.where(good, stretch, 0).astype(int), sampling, good

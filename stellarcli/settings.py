@@ -155,8 +155,8 @@ class TrainConfig:
     split: str | None = None  # column that says train, validation, test
     test: float = 0.0  # fraction of groups never used
     validation: float = 0.1  # fraction of groups for calibration and the choice of runs
-    folds: int = 0  # k of a k-fold cross-validation; the test part is one fold
-    fold: int = 0  # which one, from 0
+    folds: int = 0  # k of a k-fold cross-validation of what `test` leaves
+    fold: int = 0  # which one is the test part, from 0
     label_errors: bool = False  # use columns <label>_err in the loss
     stream: dict[str, Any] = field(default_factory=dict)  # spectra simulated per epoch
     emulator: str | None = None  # file that streams use instead of the shipped one

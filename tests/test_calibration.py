@@ -45,8 +45,9 @@ def judged(slope, rows=ROWS):
     value, error = (np.stack(columns, axis=1) for columns in zip(*decoded, strict=True))
     snr = calibration.signal_to_noise(ivar)
     truth = np.stack(truth, axis=1)
-    nowhere = np.full((rows, 2), np.nan)
-    return model, calibration.Judged(value, error, truth, snr, nowhere), ivar
+    nowhere = np.full((rows, 3), np.nan)
+    same = np.ones(rows, bool), np.full(rows, "one")
+    return model, calibration.Judged(value, error, truth, snr, nowhere, *same), ivar
 
 
 def test_signal_to_noise_is_that_of_the_good_pixels():
@@ -191,6 +192,19 @@ def test_errors_are_right_wherever_a_spectrum_lies(tmp_path):
     blue, between, red, whole = sizes
     assert blue < whole < red
     assert blue < between < red
+
+
+@pytest.mark.parametrize(("others", "tables"), [(600, 2), (20, 1)])
+def test_surveys_have_tables_of_their_own_if_they_are_large(tmp_path, others, tables):
+    survey = np.where(np.arange(1200) < others, "one", "other")
+    path = trainingtables.write(tmp_path / "t.fits", size=1200, survey=survey)
+    settings = TrainConfig.resolve({"target": "logg", "validation": 0.2})
+    data = stretched(dataset.load([path], settings), seed=1)
+    unit = replace(small_model(), labels=[labels.get("logg")], wavelength=None)
+    calibration.finish(unit, [Blue()], data)
+    table = unit.part("coverage")
+    assert table["levels"].shape[:2] == (1, tables)
+    assert len(table["width"]) == tables
 
 
 class Picky(Blue):

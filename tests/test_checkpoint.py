@@ -194,11 +194,22 @@ def test_a_table_of_errors_comes_back_from_the_file(tmp_path):
         assert not checkpoint.load(old).part("coverage")
 
 
+def test_a_table_of_one_instrument_is_read(tmp_path):
+    model = checkpoint.load("spectrafm")
+    levels = model.state["coverage.levels"][:, 0]
+    state = model.state | {"coverage.levels": levels}
+    del state["coverage.width"]
+    checkpoint.save(replace(model, state=state), tmp_path / "m.safetensors")
+    again = checkpoint.load(str(tmp_path / "m.safetensors"))
+    np.testing.assert_array_equal(again.part("coverage")["levels"], levels)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
         ("levels", np.zeros((3, 2, 2)), "coverage.levels are not"),
-        ("levels", np.full((3, 7, 6), np.nan), "coverage.levels are not"),
+        ("levels", np.full((3, 2, 7, 6), np.nan), "coverage.levels are not"),
+        ("width", np.zeros(3), "coverage.width are not"),
         ("middle", np.zeros(7), "don't increase"),
         ("length", np.zeros((2, 3)), "don't increase"),
         ("seen", np.zeros(3, np.uint8), "coverage.seen"),

@@ -1,5 +1,7 @@
 """Cross-fitting: every row predicted by the fold that hasn't seen it."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import trainingtables
@@ -71,6 +73,65 @@ def test_unseen_rows_of_all_folds_calibrate_the_model_of_all_rows(stellar, here,
     # calibrated on themselves 68 %; by the other folds nearly so
     assert metrics["within1"] == pytest.approx(0.68, abs=0.02)
     assert abs((off < found["teff_err"]).mean() - 0.68) < 0.08
+
+
+def test_the_test_part_is_seen_by_no_fold_and_judges_the_last_model(
+    stellar, here, table
+):
+    words = ("--folds", str(FOLDS), "--refit", "--set", "test=0.3")
+    assert fit(stellar, table, *words).status == 0
+    plans = rows_of(table)["plan"].astype(str)
+    part = split_by_hash(plans, test=0.3, validation=0, seed=1)
+    objid = rows_of(table)["objid"].astype(str)
+    found = read("m.folds.fits").rows["objid"].astype(str)
+    np.testing.assert_array_equal(found, objid[part == "train"])
+    held = set(objid[part == "test"])
+    assert held
+    for fold in range(FOLDS):
+        split = read(f"m.fold{fold}.split.fits").rows
+        assert held.isdisjoint(split["objid"].astype(str))
+    split = read("m.split.fits").rows
+    tested = split["part"].astype(str) == "test"
+    assert set(split["objid"][tested].astype(str)) == held
+    training = checkpoint.load("m.safetensors").training
+    assert training["metrics"]["teff"]["n"] == (part == "train").sum()
+    assert training["test_metrics"]["teff"]["n"] == len(held)
+
+
+def test_stretches_of_unseen_rows_make_the_table_of_errors(stellar, here):
+    """One of all folds for the last model, for each of these one of the others."""
+    plans = [f"p{n % 30}" for n in range(120)]
+    table = trainingtables.write(here / "few.fits", size=120, plan=plans)
+    small = {
+        "width": 8,
+        "heads": 2,
+        "encoder": "[8]",
+        "decoder": "[8]",
+        "hidden": "[8]",
+        "rank": 2,
+    }
+    network = [w for key in small for w in ("--set", f"network.{key}={small[key]}")]
+    done = stellar(
+        *("train", table, "-o", "m.safetensors", "-m", "spectrafm", "--group", "plan"),
+        *("--target", "teff,logg", "--folds", "2", "--refit", "--epochs", "1"),
+        *("--set", "validation=0", "--set", "precision=float32", *network),
+    )
+    assert done.status == 0, done.err
+    names = ("m.safetensors", "m.fold0.safetensors", "m.fold1.safetensors")
+    models = [checkpoint.load(name) for name in names]
+    tables = [model.part("coverage") for model in models]
+    for one, other in combinations(tables, 2):
+        assert not np.array_equal(one["levels"], other["levels"])
+        np.testing.assert_array_equal(one["seen"], other["seen"])
+    # figures of merit are those of whole spectra, each counted once
+    assert [m.training["metrics"]["teff"]["n"] for m in models] == [
+        len(rows_of(table)),
+        *(m.training["spectra"]["train"] for m in models[1:]),
+    ]
+    off = read("m.folds.fits").rows["teff"] - rows_of(table)["teff"]
+    metrics = models[0].training["metrics"]["teff"]
+    assert metrics["mae"] == pytest.approx(np.abs(off).mean(), rel=1e-4)
+    assert metrics["within1"] == pytest.approx(0.68, abs=0.1)
 
 
 def test_finished_folds_are_kept(stellar, here, table):

@@ -39,6 +39,37 @@ def test_every_group_is_tested_on_in_one_fold():
     np.testing.assert_array_equal(np.sum(tested, axis=0), 1)
 
 
+def test_folds_divide_what_the_test_part_leaves():
+    names = np.array([f"p{n}" for n in range(2000)])
+    options = {"test": 0.25, "validation": 0.1, "seed": 1}
+    plain = split_by_hash(names, **options)
+    parts = [split_by_hash(names, **options, folds=4, fold=k) for k in range(4)]
+    tested = np.stack(parts) == "test"
+    np.testing.assert_array_equal(tested.sum(axis=0), plain != "test")
+    np.testing.assert_allclose(tested.mean(axis=1), 0.75 / 4, atol=0.03)
+    for part in parts:
+        np.testing.assert_array_equal(part == "held out", plain == "test")
+
+
+def test_no_fold_sees_a_star_that_is_held_out(tmp_path):
+    """Plates share stars: a star of a plate held out counts there alone."""
+    plans = [f"p{n % 40}" for n in range(400)]
+    stars = [f"s{n % 150}" for n in range(400)]
+    path = trainingtables.write(tmp_path / "t.fits", 400, stars=stars, plan=plans)
+    options = {"group": "plan", "test": 0.25, "validation": 0}
+    last = load([path], config(**options))
+    held = set(last.star[last.part == "test"])
+    tested = []
+    for fold in range(4):
+        data = load([path], config(**options, folds=4, fold=fold))
+        assert set(data.part) == {"train", "test"}
+        assert held.isdisjoint(data.star)
+        mine = data.part == "test"
+        assert set(data.star[mine]).isdisjoint(data.star[~mine])
+        tested += data.row[mine].tolist()
+    assert sorted(tested) == last.row[last.part == "train"].tolist()
+
+
 def test_stars_are_recognised_by_name_and_position():
     objid = np.array(["a", "b", "a", "", "", "c"])
     ra = np.array([10, 20, np.nan, 20 + 2 / 3600, 0, 0])

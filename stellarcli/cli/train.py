@@ -118,8 +118,8 @@ def train(
         bool,
         typer.Option(
             "--refit",
-            help="After the folds, train on all rows; errors are calibrated on what "
-            "the folds had not seen, which .folds.fits holds.",
+            help="After the folds, train on the rows of all; errors are calibrated on "
+            "what the folds had not seen, which .folds.fits holds.",
         ),
     ] = False,
     init: Annotated[

@@ -39,8 +39,9 @@ def judged(model: checkpoint.Model, rows: PreparedTable) -> calibration.Judged:
         value, error = (np.stack(c, axis=1) for c in zip(*decoded, strict=True))
         snr = calibration.signal_to_noise(ivar)
         true = truth[piece].astype(float)
-        nowhere = np.full((len(snr), 2), np.nan)
-        pieces.append(calibration.Judged(value, error, true, snr, nowhere))
+        nowhere = np.full((len(snr), 3), np.nan)
+        same = np.ones(len(snr), bool), np.full(len(snr), "")
+        pieces.append(calibration.Judged(value, error, true, snr, nowhere, *same))
     return calibration.Judged.joined(pieces)
 
 

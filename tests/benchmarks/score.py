@@ -51,6 +51,8 @@ def main(catalogue: str, truth: str, model: str) -> None:
         "all test rows": test,
     }
     for name, rows in samples.items():
+        if not rows.any():
+            continue
         print(f"{name} ({rows.sum()}), flagged {(~trusted[rows]).mean():.1%}")
         for label in LABELS:
             result = metrics.summary(

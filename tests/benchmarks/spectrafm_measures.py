@@ -1,13 +1,15 @@
 """Measure a SpectraFM model: cuts, attention, throughput. See train_spectrafm.sh.
 
-    python tests/benchmarks/spectrafm_measures.py MODEL PREPARED LABELS cuts
+    python tests/benchmarks/spectrafm_measures.py MODEL[,MODEL...] PREPARED LABELS cuts
 
 PREPARED has LAMOST LRS spectra with `recipe spectrafm`, LABELS is train_labels.fits.
-Rows: those of `score.py` on the plans that the model's split holds out.
+Rows: those of `score.py` on the plans that the model's split holds out; for `cuts` also
+all of these plans that the model's own selection takes. Of a fold of a cross-validation
+they are the plans that this fold hadn't seen; give all folds for all plans.
 
 The last word is one of
 
-cuts    a contiguous 40 % of each spectrum's pixels, seven places: error against labels,
+cuts    a contiguous 40 % of each spectrum's pixels, 25 places: error against labels,
         share within 1 σ, errors over those of the whole spectrum
 lines   share of the 2 % of pixels with most attention to [Fe/H] that lie within 5 Å of
         an iron line of the shipped list, and of all pixels. For Teff the lines are
@@ -27,7 +29,7 @@ import time
 import numpy as np
 import torch
 
-from stellarcli import catalog, checkpoint, feeding, models
+from stellarcli import catalog, checkpoint, feeding, models, selection
 from stellarcli.calibration import error_factors
 from stellarcli.dataset import split_by_hash
 from stellarcli.explanation import lines
@@ -36,7 +38,8 @@ from stellarcli.preparation import CHUNK
 from stellarcli.prepared import PreparedTable
 
 LABELS = ("teff", "logg", "feh")
-SHARE, PLACES = 0.4, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+SHARE, PLACES = 0.4, tuple(n / 40 for n in range(25))
+WITHIN, MOST = 0.6827, 0.08  # share within 1 σ that is right, and how far off it may be
 IONS = ("Fe II", "Ti II", "Sr II", "Ba II", "Si II", "Mg II", "Ca II")
 WINGS = ("Mg b", "Ca I 4227", "Na D", "H")
 FEW = ("Mg b", "Mg I", "Mg II", "Ca I", "Ca II", "Fe II")
@@ -51,18 +54,20 @@ NEAR, TOP, STEP = 5.0, 0.02, 2e-4
 
 
 def test_rows(table: PreparedTable, path: str, model: checkpoint.Model):
-    """Rows of the table that count, and their true labels (row, label)."""
+    """Rows of the table on test plans, their true labels, and which have good ones."""
     labels = catalog.read(path).rows
     settings = model.training["config"]
-    groups, seed = labels[settings["group"]], settings["seed"]
-    part = split_by_hash(groups, test=settings["test"], validation=0.0, seed=seed)
+    names = ("test", "seed", "folds", "fold")
+    options = {name: settings[name] for name in names}
+    part = split_by_hash(labels[settings["group"]], validation=0.0, **options)
     found = catalog.match(table.rows(), labels).index
     own, part = labels[found], part[found]
-    teff = own["teff"]
+    chosen = selection.select(settings["select"], lambda name: own[name])
+    rows = np.flatnonzero(chosen & (part == "test") & (found >= 0))
+    own = own[rows]
     good = (own["clean"] != 0) & (own["consistent"] != 0) & (own["snrg"] > 25)
-    good &= (part == "test") & (teff > 3785.9) & (teff < 8399.7) & (found >= 0)
-    rows = np.flatnonzero(good)
-    return rows, np.stack([own[name][rows].astype(float) for name in LABELS], axis=1)
+    good &= (own["teff"] > 3785.9) & (own["teff"] < 8399.7)
+    return rows, np.stack([own[name].astype(float) for name in LABELS], 1), good
 
 
 def predicted(predictor: Predictor, feed: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -82,39 +87,65 @@ def predicted(predictor: Predictor, feed: dict) -> tuple[np.ndarray, np.ndarray]
     return np.concatenate(values), np.concatenate(errors)
 
 
-def cuts(predictor: Predictor, table: PreparedTable, rows, truth) -> None:
-    """Print what is left of the labels when 60 % of a spectrum is not there."""
+def cuts(predictor: Predictor, table: PreparedTable, rows) -> dict:
+    """Predict what is left of the labels when 60 % of a spectrum is not there."""
     feed = table.feed(rows, predictor.inputs, predictor.extra)
-    values, whole = predicted(predictor, feed)
-    _print("whole", values, whole, whole, truth)
-    everything = []
+    found = {"whole": predicted(predictor, feed)}
     for place in PLACES:
         low = np.full(len(rows), place)
         cut = feeding.stretches(feed, low, low + SHARE)
-        values, errors = predicted(predictor, cut)
-        _print(f"{place:.0%} to {place + SHARE:.0%}", values, errors, whole, truth)
-        everything.append((values, errors))
-    values, errors = (np.concatenate(part) for part in zip(*everything, strict=True))
-    count = len(PLACES)
+        found[f"{place:.1%} to {place + SHARE:.1%}"] = predicted(predictor, cut)
+    return found
+
+
+def print_cuts(predictors: list[Predictor], table: PreparedTable, labels: str) -> None:
+    """Print the shares within 1 sigma of what each model hadn't seen."""
+    chosen = [test_rows(table, labels, predictor.model) for predictor in predictors]
+    _, truth, good = (np.concatenate(part) for part in zip(*chosen, strict=True))
+    pieces = [
+        cuts(predictor, table, rows)
+        for predictor, (rows, *_) in zip(predictors, chosen, strict=True)
+    ]
+    found = {
+        name: [np.concatenate([piece[name][n] for piece in pieces]) for n in (0, 1)]
+        for name in pieces[0]
+    }
+    for name, some in (("good labels", good), ("all selected", good | True)):
+        print(f"{name}: {some.sum()} spectra")
+        own = {key: [array[some] for array in pair] for key, pair in found.items()}
+        _print_cuts(own, truth[some])
+
+
+def _print_cuts(found: dict, truth: np.ndarray) -> None:
+    whole = found["whole"][1]
+    shares = [_print(name, *pair, whole, truth) for name, pair in found.items()][1:]
+    for step, kind in ((1, "2.5 %"), (2, "5 %"), (4, "10 %")):
+        some = np.array(shares[::step])
+        out = (abs(some - WITHIN) > MOST).sum()
+        print(
+            f"every {kind}: within 1 sigma {some.min(0).round(3)} to "
+            f"{some.max(0).round(3)}, {out} of {some.size} over {MOST:.0%} off"
+        )
+    several = list(found.values())[1::4]
+    values, errors = (np.concatenate(part) for part in zip(*several, strict=True))
+    count = len(several)
     _print(
-        "all cuts",
-        values,
-        errors,
-        np.tile(whole, (count, 1)),
-        np.tile(truth, (count, 1)),
+        "every 10 %", values, errors, *(np.tile(a, (count, 1)) for a in (whole, truth))
     )
 
 
-def _print(name, values, errors, whole, truth) -> None:
+def _print(name, values, errors, whole, truth) -> list[float]:
+    """Print figures of merit; returns the shares within 1 sigma."""
     off = np.abs(values - truth)
     for n, label in enumerate(LABELS):
         within = (off[:, n] < errors[:, n]).mean()
         ratio = np.median(errors[:, n] / whole[:, n])
         larger = (errors[:, n] > whole[:, n]).mean()
         print(
-            f"{name:12s} {label:5s} MAE {off[:, n].mean():.4g}  within 1 sigma "
+            f"{name:15s} {label:5s} MAE {off[:, n].mean():.4g}  within 1 sigma "
             f"{within:.3f}  error/whole {ratio:.2f}, larger in {larger:.0%}"
         )
+    return (off < errors).mean(axis=0)
 
 
 def attended(predictor: Predictor, table: PreparedTable, rows) -> None:
@@ -191,19 +222,20 @@ def speed(predictor: Predictor, table: PreparedTable, rows) -> None:
         )
 
 
-def main(name: str, prepared: str, labels: str, what: str = "cuts") -> None:
+def main(names: str, prepared: str, labels: str, what: str = "cuts") -> None:
     """Measure."""
     torch.set_num_threads(1)
-    model = checkpoint.load(name)
-    predictor, table = Predictor(model, precision="float32"), PreparedTable(prepared)
-    rows, truth = test_rows(table, labels, model)
-    print(f"{len(rows)} spectra")
+    predictors = [
+        Predictor(checkpoint.load(name), precision="float32")
+        for name in names.split(",")
+    ]
+    table = PreparedTable(prepared)
     if what == "cuts":
-        cuts(predictor, table, rows, truth)
-    elif what == "lines":
-        attended(predictor, table, rows)
-    else:
-        speed(predictor, table, rows)
+        print_cuts(predictors, table, labels)
+        return
+    rows, _, good = test_rows(table, labels, predictors[0].model)
+    print(f"{good.sum()} spectra")
+    (attended if what == "lines" else speed)(predictors[0], table, rows[good])
 
 
 if __name__ == "__main__":

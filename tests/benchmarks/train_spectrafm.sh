@@ -5,7 +5,7 @@
 # `quick` goes through all of it with next to no training, to see that every line works.
 # A quarter of the LAMOST plans and of the MILES stars is never used: neither by the
 # network nor by the emulator, whose interpolator is fitted again without those stars.
-# About an hour on one core.
+# About an hour and a half on one core.
 set -euo pipefail
 data=$(realpath "$1") work=$2
 here=$(realpath "$(dirname "$0")")
@@ -33,9 +33,9 @@ for name in blue window grid; do
 done
 
 emulator=(--set "emulator=$work/emulator.npz")
-few=() once=()
+few=() once=() folds=()
 if [ "${3:-}" = quick ]; then
-    once=(--epochs 1)
+    once=(--epochs 1) folds=(--folds 2)
     few=(--epochs 1 --set pool=2)
     for name in lamost-lrs lamost-mrs apogee miles optical; do
         few+=(--set "stream.$name=32")
@@ -48,13 +48,11 @@ stellar train -o "$work/second.safetensors" -c "$here/spectrafm_pretrain.yaml" \
 stellar train -o "$work/pretrained.safetensors" \
     -c "$here/spectrafm_pretrain_long.yaml" "${emulator[@]}" \
     --init "$work/second.safetensors" "${few[@]}" --overwrite
-# The second time all tokens of a spectrum are there, as at prediction.
-stellar train "$work/lamost.fits" "$work/miles.fits" -o "$work/adapted.safetensors" \
-    -c "$here/spectrafm_adapt.yaml" "${emulator[@]}" \
-    --init "$work/pretrained.safetensors" "${few[@]}" --overwrite
+# Four folds of what the test part leaves, then all of it: the errors of the last model
+# are those of what the folds hadn't seen, whole and cut.
 stellar train "$work/lamost.fits" "$work/miles.fits" -o "$work/spectrafm.safetensors" \
-    -c "$here/spectrafm_adapt.yaml" "${emulator[@]}" --init "$work/adapted.safetensors" \
-    --set network.context=200 --set network.cut=0.5 --set repeat=1 "${few[@]}" --overwrite
+    -c "$here/spectrafm_adapt.yaml" "${emulator[@]}" \
+    --init "$work/pretrained.safetensors" --refit "${few[@]}" "${folds[@]}" --overwrite
 
 # On the spectra that none of it has seen, beside the models made for one instrument.
 # (`default` has learnt from all plans: name default.folds.fits in DEFAULT_FOLDS, which
@@ -83,6 +81,10 @@ for what in cuts lines speed; do
     python "$here/spectrafm_measures.py" "$work/spectrafm.safetensors" \
         "$work/lamost.fits" "$labels" "$what"
 done
+
+unseen=("$work"/spectrafm.fold?.safetensors) # each predicts what it hadn't learnt from
+python "$here/spectrafm_measures.py" "$(IFS=,; echo "${unseen[*]}")" \
+    "$work/lamost.fits" "$labels" cuts
 
 # Patches against pixels, from scratch.
 for tokens in "patches 180" "pixels 180" "pixels 512"; do
