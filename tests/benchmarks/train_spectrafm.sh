@@ -7,7 +7,8 @@
 # network nor by the emulator, whose interpolator is fitted again without those stars.
 # About an hour and a half on one core.
 set -euo pipefail
-data=$(realpath "$1") work=$2
+mkdir -p "$2"
+data=$(realpath "$1") work=$(realpath "$2")
 here=$(realpath "$(dirname "$0")")
 mkdir -p "$work/lamost" "$work/data/emulator" "$work/transfer"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
