@@ -288,7 +288,8 @@ class TemplateFit(Given):
         if not len(some):
             return
         # to one of few shapes, which kernels and hence digits depend on
-        padded = torch.cat([some, some[:1].expand(-len(some) % GROUP)])
+        more = min(-len(some) % GROUP, len(state.theta) - len(some))
+        padded = torch.cat([some, some[:1].expand(more)])
         moved = self._step(_State(*(values[padded] for values in state)), clip=True)
         for values, new in zip(state[2:], moved[2:], strict=True):
             values[some] = new[: len(some)]
