@@ -8,7 +8,6 @@ from scipy.ndimage import gaussian_filter1d
 from stellarcli import checkpoint, labels, models, preprocess, training
 from stellarcli.errors import UsageError
 from stellarcli.models.resnet1d import ResNet1D
-from stellarcli.models.resnetfit import SHARE
 from stellarcli.models.templatefit import TemplateFit
 from stellarcli.preprocess import Batch
 from stellarcli.settings import TrainConfig
@@ -110,6 +109,32 @@ def test_noise_moves_fits_of_the_same_pixels_alike(fit):
         assert np.corrcoef(found[0][:, label], found[1][:, label])[0, 1] > 0.8
 
 
+def test_only_fits_that_still_move_take_a_third_step():
+    spectra = [torch.cat([values] * 4) for values in normalised(STARS, 50.0)]
+    near, far = encoded(STARS), encoded(STARS * [FAR[0], 1, 1] + [0, *FAR[1:]])
+    start = torch.cat([near, far, near, far])
+
+    def fitted(rows=slice(None), **options):
+        made = TemplateFit(RECIPE.wavelength.size, (4200.0, 5700.0), 40, 2.5, **options)
+        made.prepare(RECIPE.wavelength, LABELS)
+        return made(*(values[rows] for values in (*spectra, start)))
+
+    two, three, mixed = fitted(steps=2), fitted(), fitted(tolerance=0.1)
+    takes_two = (mixed.labels == two.labels).all(dim=1)
+    assert 6 < takes_two.sum() < 18  # some of both
+    for values, short, long in zip(mixed[:4], two[:4], three[:4], strict=True):
+        wanted = torch.where(takes_two[:, None], short, long)
+        torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-4)
+    assert takes_two[:6].sum() > takes_two[6:12].sum()
+    # neither the order nor the number of those beside it matter to a spectrum
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    shuffled = fitted(order, tolerance=0.1).labels
+    torch.testing.assert_close(shuffled, mixed.labels[order], rtol=1e-4, atol=1e-4)
+    for row in (0, 6):
+        alone = fitted([row], tolerance=0.1).labels[0]
+        torch.testing.assert_close(alone, mixed.labels[row], rtol=1e-4, atol=1e-4)
+
+
 def test_without_a_good_pixel_it_stays_where_it_starts(fit):
     flux = torch.ones(2, RECIPE.wavelength.size)
     found = fit(flux, torch.zeros_like(flux), encoded(STARS[:2])).labels
@@ -152,13 +177,46 @@ def test_settled_it_corrects_the_fit_whatever_the_network_says():
     with torch.no_grad():
         own, own_variance = ResNet1D.forward(network, *spectra)
         mean, variance = network(*spectra)
-    fitted = own + (mean - own) / SHARE
-    spread = (SHARE * (fitted - mean) ** 2 + (1 - SHARE) * (own - mean) ** 2).numpy()
-    whole = own_variance.exp().numpy() + spread  # of a mixture with these shares
-    np.testing.assert_allclose(variance.exp().numpy(), whole, rtol=1e-3)
+    share = network.share
+    fitted = own + (mean - own) / share
+    spread = share * (fitted - mean) ** 2 + (1 - share) * (own - mean) ** 2
+    whole = own_variance.exp() + spread  # of a mixture with these shares
+    found = network.fit(*spectra, own)
+    sure = found.converged[:, 0]
+    assert sure.float().mean() > 0.9
+    torch.testing.assert_close(variance.exp()[sure], whole[sure], rtol=1e-3, atol=0)
     off = np.abs(decoded(fitted) - scale(fresh)).mean(axis=0)
     assert (off < [25, 0.05, 0.03]).all(), off
     assert network.train()(*spectra)[0].requires_grad  # trains like a ResNet1D
+
+
+def test_where_three_steps_are_not_enough_the_error_is_all_of_their_way():
+    network, _ = network_of()
+    spectra = normalised(stars(80, 1), 100.0)
+    network.settle(*spectra, encoded(stars(80, 1)))
+    with torch.no_grad():
+        network.head.bias[0] += 2  # 3000 K too hot for all
+        own, own_variance = ResNet1D.forward(network, *spectra)
+        found = network.fit(*spectra, own)
+        lost = ~found.converged[:, 0]
+        assert lost.float().mean() > 0.5
+        way = (found.labels - own).square()
+        assert way[lost, 0].median() > 0.3
+        variance = network(*spectra)[1].exp()[lost]
+        assert (variance > 0.999 * (own_variance.exp() + way)[lost]).all()
+        network.fit.tolerance = 0.0  # as models from before this do
+        assert (network(*spectra)[1].exp()[lost] < variance).any()
+
+
+def test_at_the_edge_of_the_templates_a_fit_has_not_converged():
+    made = TemplateFit(RECIPE.wavelength.size, (4200.0, 5700.0), 40, 2.5, tolerance=0.4)
+    made.prepare(RECIPE.wavelength, LABELS)
+    poor = STARS * [1, 1, 0] - [0, 0, 2.6]  # [Fe/H] = -2.6
+    spectra = normalised(poor, 200.0)
+    blank = torch.ones_like(spectra[0]), spectra[1]
+    for values, expected in ((blank, False), (normalised(STARS, 200.0), True)):
+        found = made(*values, encoded(STARS if expected else poor))
+        assert (found.converged == expected).all()
 
 
 def test_files_keep_templates_and_correction(tmp_path):
@@ -179,6 +237,24 @@ def test_files_keep_templates_and_correction(tmp_path):
     (again,) = checkpoint.load(str(tmp_path / "fit.safetensors")).networks()
     with torch.no_grad():
         assert torch.equal(again(*spectra)[0], network(*spectra)[0])
+
+
+def test_files_from_before_an_option_compute_as_they_did(tmp_path):
+    network, options = network_of(components=0)
+    model = checkpoint.Model(
+        name="old",
+        architecture="resnetfit",
+        config={name: options[name] for name in ("widths", "blocks", "hidden")},
+        pixels=RECIPE.wavelength.size,
+        labels=LABELS,
+        recipe=RECIPE,
+        wavelength=RECIPE.wavelength,
+        state={f"member0.{k}": v.numpy() for k, v in network.state_dict().items()},
+    )
+    checkpoint.save(model, tmp_path / "old.safetensors")
+    (again,) = checkpoint.load(str(tmp_path / "old.safetensors")).networks()
+    assert (again.fit.outlier, again.fit.tolerance) == (4.0, 0.0)
+    assert not hasattr(again, "residuals")
 
 
 def test_it_refuses_what_it_has_no_templates_for():

@@ -68,12 +68,12 @@ class KernelRegression(Given):
         split = self.points.shape[1] - self.latents
         product = one[:, :split] @ other[:, :split].T
         smooth = _bell(one[:, :split], other[:, :split], product, REACH)
-        kernel = BENT * smooth + STRAIGHT * (product + 1)
+        kernel = torch.add(product.add_(1).mul_(STRAIGHT), smooth, alpha=BENT)
         if self.latents:
             one, other = one[:, split:], other[:, split:]
             product = one @ other.T
-            kernel += JOINT * smooth * _bell(one, other, product, LATENT_REACH)
-            kernel += SLIGHT * product
+            local = _bell(one, other, product, LATENT_REACH)
+            kernel.addcmul_(smooth, local, value=JOINT).add_(product, alpha=SLIGHT)
         return kernel
 
     @torch.no_grad()
@@ -104,8 +104,9 @@ class KernelRegression(Given):
 
 def _bell(one: Tensor, other: Tensor, product: Tensor, reach: float) -> Tensor:
     """Squared exponential of the distances between rows."""
-    square = one.square().sum(1)[:, None] + other.square().sum(1) - 2 * product
-    return torch.exp(-0.5 * square.clamp_min(0) / reach**2)
+    squares = one.square().sum(1)[:, None] + other.square().sum(1)
+    squares.sub_(product, alpha=2).clamp_min_(0)
+    return squares.mul_(-0.5 / reach**2).exp_()
 
 
 def _solution(kernel: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

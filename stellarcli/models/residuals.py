@@ -65,22 +65,25 @@ class Residuals(Given):
         if not size:
             return residual.new_zeros(len(residual), 0)
         weighted = weight * _clipped(residual - self.mean, weight)
-        products, row, column = self._tables()
-        values = (weight @ products).double()
-        normal = values.new_zeros(len(weight), size, size)
-        normal[:, row, column] = values
-        normal[:, column, row] = values
+        products, pair = self._tables()
+        values = (weight @ products).index_select(1, pair).double()
+        normal = values.unflatten(1, (size, size))
         normal.diagonal(dim1=1, dim2=2).add_(1)
         right = (weighted @ self.basis.T).double()
-        return torch.linalg.solve(normal, right).float()
+        factor = torch.linalg.cholesky_ex(normal)[0]
+        return torch.cholesky_solve(right[..., None], factor)[..., 0].float()
 
     def _tables(self) -> tuple[Tensor, ...]:
-        """Products of all pairs of components, (pixel, pair), and which they are."""
+        """Products of pairs of components, (pixel, pair); which is whose, (square,)."""
         if not self.tables or self.tables[0].device != self.basis.device:
             size, device = len(self.basis), self.basis.device
             row, column = torch.triu_indices(size, size, device=device)
             products = (self.basis[row] * self.basis[column]).T.contiguous()
-            self.tables = products, row, column
+            pair = torch.zeros(size, size, dtype=torch.int64, device=device)
+            pair[row, column] = pair[column, row] = torch.arange(
+                len(row), device=device
+            )
+            self.tables = products, pair.flatten()
         return self.tables
 
 

@@ -124,12 +124,13 @@ class ResNet1D(nn.Module):
 
     def forward_features(self, flux: Tensor, ivar: Tensor) -> Tensor:
         """(spectrum, pixel) to features (spectrum, hidden)."""
-        noise = torch.rsqrt(ivar.clamp_min(1e-12)).clamp_max(NOISE_CAP)
         # flux about its continuum, in units of a typical line depth; noise as a second
-        # channel, compressed, so that S/N 10 and 1000 are both told apart
-        channels = torch.stack([(flux - 1) * 4, noise.log() * 0.5 + 1.5], dim=1)
-        x = channels.unsqueeze(2)  # (spectrum, 2, 1, pixel)
-        x = x.contiguous(memory_format=torch.channels_last)
+        # channel, compressed, so that S/N 10 and 1000 are both told apart: half the
+        # logarithm of the standard deviation
+        x = flux.new_empty(*flux.shape, 2)
+        x[..., 0] = (flux - 1) * 4
+        x[..., 1] = ivar.clamp_min(NOISE_CAP**-2).log() * -0.25 + 1.5
+        x = x[:, None].permute(0, 3, 1, 2)  # (spectrum, 2, 1, pixel), channels last
         x = self.trunk(x.to(self.trunk[0].weight.dtype)).flatten(1)
         # a few values decide about a label: these need all digits
         with torch.autocast(x.device.type, enabled=False):

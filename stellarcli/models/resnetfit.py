@@ -22,7 +22,6 @@ from stellarcli.models.residuals import Residuals
 from stellarcli.models.resnet1d import ResNet1D
 from stellarcli.models.templatefit import Solution, TemplateFit
 
-SHARE = 0.6  # of the fit in the mean; anything from 0.5 to 0.7 does as well
 NOISY = 50.0  # S/N per pixel below which noise dominates a fit's error
 BATCH = 256
 
@@ -45,12 +44,22 @@ class ResNetFit(ResNet1D):
         Robust standard deviations beyond which the fit leaves pixels out.
     components : int
         Of the fit's residuals, for the correction; 0 for none.
+    tolerance : float
+        Share of the largest step that a fit's second one has to exceed for a third, and
+        where three are not enough, errors say so; 0: all fits take three.
+    share : float
+        Of the fit in the mean of both.
     **options
         Of `ResNet1D`.
     """
 
     # what files have that don't say
-    former: ClassVar[dict[str, Any]] = {"outlier": 4.0, "components": 0}
+    former: ClassVar[dict[str, Any]] = {
+        "outlier": 4.0,
+        "components": 0,
+        "tolerance": 0.0,
+        "share": 0.6,
+    }
 
     def __init__(
         self,
@@ -68,6 +77,8 @@ class ResNetFit(ResNet1D):
         degree: int = 40,
         outlier: float = 2.5,
         components: int = 30,
+        tolerance: float = 0.4,
+        share: float = 0.7,
     ):
         super().__init__(
             pixels,
@@ -80,7 +91,8 @@ class ResNetFit(ResNet1D):
             drop_path=drop_path,
             dropout=dropout,
         )
-        self.fit = TemplateFit(pixels, window, degree, outlier)
+        self.share = share
+        self.fit = TemplateFit(pixels, window, degree, outlier, tolerance=tolerance)
         if components:
             self.residuals = Residuals(components)
         self.correction = KernelRegression(labels + 1, labels, components)
@@ -139,6 +151,11 @@ class ResNetFit(ResNet1D):
             found = self.fit(flux, ivar, mean)
             fitted = found.labels + self.correction(self._inputs(found))
             # that of a mixture: where the two disagree, neither is to be trusted
-            spread = SHARE * (1 - SHARE) * (fitted - mean).square()
+            spread = self.share * (1 - self.share) * (fitted - mean).square()
+            if self.fit.tolerance:
+                # a fit that is still on its way may end anywhere, where no correction
+                # may be known: all of that way is in doubt
+                way = torch.maximum(spread, (found.labels - mean).square())
+                spread = torch.where(found.converged, spread, way)
             log_variance = torch.log(log_variance.float().exp() + spread)
-        return torch.lerp(mean, fitted, SHARE), log_variance
+        return torch.lerp(mean, fitted, self.share), log_variance

@@ -31,6 +31,8 @@ DIFFERENCE = (0.015, 0.05, 0.05)  # of the labels, for slopes
 PRIOR = 1e-3  # inverse variance that keeps spectra without a good pixel at their start
 LEAST_NOISE = 0.01  # of a pixel: templates are not better than that
 CONTINUUM = 50.0  # Å, smoothing that is taken out of the templates
+ALWAYS = 2  # steps that every spectrum takes
+GROUP = 8  # spectra that take a later step are padded to a multiple of this
 
 
 class Solution(NamedTuple):
@@ -46,12 +48,29 @@ class Solution(NamedTuple):
         What the model leaves of the flux, to first order of the last step.
     weight : Tensor, shape (spectrum, pixel of the window)
         Inverse variances, those of outliers too; 0 where masked.
+    converged : Tensor of bool, shape (spectrum, 1)
+        False where labels still moved by more than the tolerance, or are at the edge of
+        the templates' range; without a tolerance everywhere.
     """
 
     labels: Tensor
     broadening: Tensor
     residual: Tensor
     weight: Tensor
+    converged: Tensor
+
+
+class _State(NamedTuple):
+    """Where the fits of a batch are; each with the spectra along the first axis."""
+
+    observed: Tensor  # (spectrum, pixel of the window)
+    weight: Tensor  # the same, as in `Solution`
+    # what a step changes
+    theta: Tensor  # (spectrum, parameter)
+    continuum: Tensor  # (spectrum, pixel)
+    factor: Tensor  # (spectrum, polynomial, polynomial), of the weights last used
+    residual: Tensor  # (spectrum, pixel), as in `Solution`
+    change: Tensor  # (spectrum, parameter), of the last step
 
 
 class TemplateFit(Given):
@@ -73,6 +92,9 @@ class TemplateFit(Given):
         step.
     steps : int
         Of the iteration.
+    tolerance : float
+        Spectra whose last step was smaller, in units of the largest one, take no more
+        than `ALWAYS` of them, and have converged; with 0 all take all.
     """
 
     def __init__(
@@ -82,10 +104,11 @@ class TemplateFit(Given):
         degree: int,
         outlier: float,
         steps: int = 3,
+        tolerance: float = 0.0,
     ):
         super().__init__()
         self.window, self.degree = tuple(window), degree
-        self.outlier, self.steps = outlier, steps
+        self.outlier, self.steps, self.tolerance = outlier, steps, tolerance
         self.register_buffer("first", torch.zeros((), dtype=torch.int64))
         self.register_buffer("center", torch.zeros(3))
         self.register_buffer("scale", torch.ones(3))
@@ -178,48 +201,98 @@ class TemplateFit(Given):
         """
         width = self.mean.shape[-1]
         part = slice(self.first, self.first + width)
-        observed = flux[:, part].float().contiguous()
         ivar = ivar[:, part].float()
-        weight = ivar / (1 + ivar * LEAST_NOISE**2)
-        low, high, largest = (
-            flux.new_tensor(values, dtype=torch.float32)
-            for values in (LOWEST, HIGHEST, LARGEST_STEP)
-        )
         theta = torch.zeros(len(flux), PARAMETERS, device=flux.device)
         theta[:, :3] = start.float() * self.scale + self.center
-        theta = theta.clamp(low, high)
-        polynomials = self._tables(width, flux.device)[0]
-        continuum, kept = torch.ones_like(observed), weight
-        factor = self._factor(kept)
-        prior = PRIOR * torch.eye(PARAMETERS, device=flux.device)
-        for step in range(self.steps):
-            # slopes for the parameters, and the residual as one row more
-            rows = self._model(theta, continuum, observed)
-            if step:
-                kept = self._without_outliers(rows[:, -1], weight, factor)
-                factor = self._factor(kept)
-            weighted = rows * kept[:, None]
-            across = weighted @ polynomials  # (spectrum, row, polynomial)
-            # what polynomials explain is taken out: Schur complement, by the factor
-            across = torch.linalg.solve_triangular(
-                factor, across.mT.double(), upper=False
-            )  # (spectrum, polynomial, row)
-            products = (weighted @ rows.mT).double() - across.mT @ across
-            normal, right = products[:, :-1, :-1] + prior, products[:, :-1, -1:]
-            normal.diagonal(dim1=1, dim2=2).mul_(1.0001)
-            change = torch.linalg.solve(normal, right)[..., 0].float()
-            change = change.clamp(-largest, largest)
-            theta = (theta + change).clamp(low, high)
-            along = across[..., -1:] - across[..., :-1] @ change[..., None].double()
-            polynomial = self._polynomial(factor, along)
-            continuum = (continuum + polynomial).clamp_(0.5, 2)
-        residual = rows[:, -1] - (rows[:, :-1] * change[..., None]).sum(1) - polynomial
-        return Solution(
-            labels=(theta[:, :3] - self.center) / self.scale,
-            broadening=theta[:, 4:],
-            residual=residual,
+        weight = ivar / (1 + ivar * LEAST_NOISE**2)
+        state = _State(
+            observed=flux[:, part].float().contiguous(),
             weight=weight,
+            theta=theta.clamp(*self._limits(flux.device)[:2]),
+            continuum=torch.ones_like(weight),
+            factor=self._factor(weight),
+            residual=torch.empty_like(weight),
+            change=torch.empty_like(theta),
         )
+        for step in range(self.steps):
+            if step < ALWAYS or not self.tolerance:
+                state = self._step(state, clip=step > 0)
+            else:
+                self._step_where_needed(state)
+        return Solution(
+            labels=(state.theta[:, :3] - self.center) / self.scale,
+            broadening=state.theta[:, 4:],
+            residual=state.residual,
+            weight=weight,
+            converged=~(self._moved(state) | self._outermost(state))[:, :3].any(
+                dim=1, keepdim=True
+            ),
+        )
+
+    def _moved(self, state: _State) -> Tensor:
+        """Whether a last step was beyond the tolerance, (spectrum, parameter)."""
+        largest = self._limits(state.change.device)[2]
+        return state.change.abs() > self.tolerance * largest
+
+    def _outermost(self, state: _State) -> Tensor:
+        """Whether parameters are as far as they may go, (spectrum, parameter)."""
+        low, high, _ = self._limits(state.theta.device)
+        return (state.theta <= low) | (state.theta >= high)
+
+    def _limits(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Lowest and highest parameters, and the largest step."""
+        low, high, largest = (
+            torch.tensor(values, device=device)
+            for values in (LOWEST, HIGHEST, LARGEST_STEP)
+        )
+        return low, high, largest
+
+    def _step(self, state: _State, clip: bool) -> _State:
+        """Take a step, of the same spectra; with outliers left out or not."""
+        polynomials = self._tables(len(self.mean), state.theta.device)[0]
+        low, high, largest = self._limits(state.theta.device)
+        # slopes for the parameters, and the residual as one row more
+        rows = self._model(state.theta, state.continuum, state.observed)
+        kept, factor = state.weight, state.factor
+        if clip:
+            kept = self._without_outliers(rows[:, -1], kept, factor)
+            factor = self._factor(kept)
+        weighted = rows * kept[:, None]
+        across = weighted @ polynomials  # (spectrum, row, polynomial)
+        # what polynomials explain is taken out: Schur complement, by the factor
+        across = torch.linalg.solve_triangular(
+            factor, across.mT.double(), upper=False
+        )  # (spectrum, polynomial, row)
+        products = (weighted @ rows.mT).double() - across.mT @ across
+        prior = PRIOR * torch.eye(PARAMETERS, device=rows.device)
+        normal, right = products[:, :-1, :-1] + prior, products[:, :-1, -1:]
+        normal.diagonal(dim1=1, dim2=2).mul_(1.0001)
+        change = torch.linalg.solve(normal, right)[..., 0].float()
+        change = change.clamp(-largest, largest)
+        along = across[..., -1:] - across[..., :-1] @ change[..., None].double()
+        polynomial = self._polynomial(factor, along)
+        explained = torch.bmm(change[:, None], rows[:, :-1])[:, 0]
+        return _State(
+            observed=state.observed,
+            weight=state.weight,
+            theta=(state.theta + change).clamp(low, high),
+            continuum=(state.continuum + polynomial).clamp_(0.5, 2),
+            factor=factor,
+            residual=rows[:, -1] - explained - polynomial,
+            change=change,
+        )
+
+    def _step_where_needed(self, state: _State) -> None:
+        """Take a step with those spectra whose last one was beyond the tolerance."""
+        some = self._moved(state).any(dim=1).nonzero()[:, 0]
+        if not len(some):
+            return
+        # to one of few shapes, which kernels and hence digits depend on
+        more = min(-len(some) % GROUP, len(state.theta) - len(some))
+        padded = torch.cat([some, some[:1].expand(more)])
+        moved = self._step(_State(*(values[padded] for values in state)), clip=True)
+        for values, new in zip(state[2:], moved[2:], strict=True):
+            values[some] = new[: len(some)]
 
     def _coefficients(self, labels: Tensor) -> Tensor:
         """Coefficients of the basis for the log of the normalised template."""
