@@ -258,10 +258,12 @@ class TemplateFit(Given):
             kept = self._without_outliers(rows[:, -1], kept, factor)
             factor = self._factor(kept)
         weighted = rows * kept[:, None]
-        across = weighted @ polynomials  # (spectrum, row, polynomial)
+        # this way around a quarter faster: 41 columns suit no kernel, 41 rows do
+        across = polynomials.T @ weighted.flatten(0, 1).T
+        across = across.unflatten(1, weighted.shape[:2]).transpose(0, 1)
         # what polynomials explain is taken out: Schur complement, by the factor
         across = torch.linalg.solve_triangular(
-            factor, across.mT.double(), upper=False
+            factor, across.double(), upper=False
         )  # (spectrum, polynomial, row)
         products = (weighted @ rows.mT).double() - across.mT @ across
         prior = PRIOR * torch.eye(PARAMETERS, device=rows.device)
