@@ -1,12 +1,15 @@
 """Spectra that another process prepares while this one loads PyTorch.
 
-That takes as long as a thousand spectra, of one core: the others need not wait.
+That takes as long as two thousand spectra, of one core: the others need not wait. What
+is prepared lies in memory that both share, and the workers that are forked later, too.
 """
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
+import pickle
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,7 +23,9 @@ from stellarcli.preparation import Chunk
 from stellarcli.preprocess import Recipe
 from stellarcli.runs import Run
 
-MOST = 64  # tasks ahead, of some 2 MB each
+MOST = 64  # tasks ahead
+ROOM = 4 << 20  # bytes for each of them; pages that aren't used cost nothing
+ALIGNED = 64  # bytes
 FEWEST = 8  # tasks of a run that is worth a process more
 
 
@@ -54,7 +59,9 @@ class HeadStart:
         run = replace(run, rv=run.rv or model.velocities)
         context = multiprocessing.get_context("fork")
         self._pipe, theirs = context.Pipe()
-        arguments = (self.tasks, run, model.recipe, os.getpid(), theirs)
+        self._room = mmap.mmap(-1, len(self.tasks) * ROOM)
+        shared = theirs, self._room
+        arguments = (self.tasks, run, model.recipe, os.getpid(), *shared)
         self._process = context.Process(target=_prepare, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -79,28 +86,64 @@ class HeadStart:
         -------
         dict of Chunk
             Nothing where the process has failed: whoever prepares those tasks again
-            meets the same error, and can say it.
+            meets the same error, and can say it. Arrays lie in the shared memory.
         """
         if self._process is None:
             return {}
-        chunks = []
+        done: list[_Packed] = []
         with self, suppress(EOFError, OSError):
             self._pipe.send(None)
-            chunks = self._pipe.recv()
+            done = self._pipe.recv()
+        room = memoryview(self._room)
+        chunks = [
+            pickle.loads(content, buffers=[room[place] for place in places])
+            for content, places in done
+        ]
         return dict(zip(self.tasks, chunks, strict=False))
 
 
+# a pickled chunk but for its arrays, and where these lie in the shared memory
+_Packed = tuple[bytes, list[slice]]
+
+
 def _prepare(
-    tasks: Sequence[Task], run: Run, recipe: Recipe, parent: int, pipe: Connection
+    tasks: Sequence[Task],
+    run: Run,
+    recipe: Recipe,
+    parent: int,
+    pipe: Connection,
+    room: mmap.mmap,
 ) -> None:
     """Prepare tasks until somebody asks for them, in a process of its own."""
     parallel.settle(parent)
-    done = []
+    done: list[_Packed] = []
+    used = 0
     with suppress(Exception):
         for task in tasks:
             if pipe.poll():
                 break
-            done.append(runs.prepare(task, run, recipe))
+            done.append(_packed(runs.prepare(task, run, recipe), room, used))
+            used = max([used, *(place.stop for place in done[-1][1])])
     with suppress(EOFError, OSError):
         pipe.recv()
         pipe.send(done)
+
+
+def _packed(chunk: Chunk, room: mmap.mmap, used: int) -> _Packed:
+    """Put a chunk's arrays behind the used part of the memory.
+
+    Raises
+    ------
+    IndexError
+        If there is no room for them.
+    """
+    arrays: list[pickle.PickleBuffer] = []
+    content = pickle.dumps(chunk, protocol=5, buffer_callback=arrays.append)
+    places = []
+    for array in arrays:
+        data = array.raw()
+        start = -(-used // ALIGNED) * ALIGNED
+        used = start + data.nbytes
+        room[start:used] = data
+        places.append(slice(start, used))
+    return content, places
