@@ -55,10 +55,10 @@ class Column(NamedTuple):
     """Where a column of a binary table lies in a row."""
 
     name: str
-    index: int  # n of TTYPEn
     letter: str  # of TFORMn
     repeat: int
     offset: int  # bytes
+    scaled: bool  # by TSCALn or TZEROn
 
 
 class Header:
@@ -205,13 +205,11 @@ class HDU:
         columns, width = self._columns()
         if name not in columns:
             raise missing_column(self, name)
-        _, index, letter, repeat, offset = columns[name]
+        _, letter, repeat, offset, scaled = columns[name]
         kind = COLUMN_TYPES[letter][1]
         if not kind:
             raise UnusualFITS(f"column of format {letter}")
-        if self.header.get(f"TSCAL{index}", 1) != 1 or self.header.get(
-            f"TZERO{index}", 0
-        ):
+        if scaled:
             raise UnusualFITS("scaled column")
         if letter == "A":
             kind, repeat = f"S{repeat}", 1
@@ -276,7 +274,9 @@ def table_layout(block: bytes) -> tuple[dict[str, Column], int]:
         letter = form[2]
         if letter == "X":
             letter, repeat = "B", (repeat + 7) // 8
-        columns.setdefault(name, Column(name, index, letter, repeat, offset))
+        scale, zero = header.get(f"TSCAL{index}", 1), header.get(f"TZERO{index}", 0)
+        scaled = scale != 1 or bool(zero)
+        columns.setdefault(name, Column(name, letter, repeat, offset, scaled))
         offset += repeat * COLUMN_TYPES[letter][0]
     width = _whole(header, "NAXIS1")
     if offset != width:

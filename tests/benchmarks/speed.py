@@ -9,15 +9,16 @@ kind (raw .fits, .fits.gz, a prepared table of the .gz files), side by side in o
 
 bytes     one process per core only reads the bytes
 bare      one process per core reads, inflates, and runs the network, fit and all, on
-          arrays that are there already: nothing else
+          arrays that are there already: nothing else. Processes have everything loaded
+started   the same from the start of these processes, PyTorch's import included
 stellar   `stellar predict` from its start to its end, imports and catalogue included
 naive     file by file as the published codes do it: astropy, scipy's spline, a
           polynomial continuum fitted six times, one eager float32 pass with a batch of
-          one; one process, times the number of cores; on a sample
+          one, in one process with as many threads as PyTorch likes; on a sample
 
 and the microseconds per spectrum that each stage takes on one core, and the most memory
-that a process of the run held. Rates are by the clock, ratios by processor time,
-imports included, so that a machine with other work spoils them less.
+that a process of the run held. Rates are by the clock; shares of bare are also given of
+processor time, which a machine with other work spoils less.
 """
 
 from __future__ import annotations
@@ -82,10 +83,11 @@ def main() -> None:
         zipped = sorted(options.folder.glob("*.fits.gz"))
         zipped = zipped or [packed(path, work) for path in plain]
         stages(model, zipped)
-        single = naive(model, zipped[:SAMPLE])
-        print(f"naive: {single:.1f}/s on one core")
-        head = ("inputs", "kind", "bytes", "bare", "stellar", "per core", "of bare")
-        print("".join(f"{word:>10}" for word in (*head, "of naive", "GB")))
+        single, core = naive(model, zipped[:SAMPLE], cores)
+        print(f"naive: {single:.1f}/s, {core:.1f}/s of a core's time")
+        head = ("inputs", "kind", "bytes", "bare", "started", "stellar", "of bare")
+        more = ("by CPU", "of started", "of naive", "GB")
+        print("".join(f"{word:>11}" for word in (*head, *more)))
         kinds = options.kinds.split(",")
         for count in map(int, options.counts.split(",")):
             linked = {}
@@ -127,12 +129,13 @@ def row(kind: str, paths: list[Path], model: str, cores: int, single: float) -> 
     """Measure one kind of input and print its line."""
     if kind == "table":
         count = sum(map(len, inputs.tasks(map(str, paths), CHUNK)))
-        alone, pure, core = float("nan"), float("nan"), float("nan")
+        alone, pure, core, started = [float("nan")] * 4
         source = paths[0]
     else:
         count, source = len(paths), paths[0].parent
         alone, _ = rate(read_only, paths, cores)
         pure, core = rate(partial(bare, model=model), paths, cores)
+        started, _ = rate(partial(bare, model=model), paths, cores, "spawn")
     output = source.parent / "o.fits"
     begin, spent = time.perf_counter(), children()
     memory = stellar("predict", source, "-o", output, "-m", model)
@@ -140,8 +143,9 @@ def row(kind: str, paths: list[Path], model: str, cores: int, single: float) -> 
     own = count / (children() - spent)
     output.unlink()
     print(
-        f"{count:10d}{kind:>10}{alone:10.0f}{pure:10.0f}{whole:10.0f}"
-        f"{own:10.0f}{own / core:10.2f}{own / single:10.1f}{memory:10.2f}",
+        f"{count:11d}{kind:>11}{alone:11.0f}{pure:11.0f}{started:11.0f}{whole:11.0f}"
+        f"{whole / pure:11.2f}{own / core:11.2f}{whole / started:11.2f}"
+        f"{whole / single:11.1f}{memory:11.2f}",
         flush=True,
     )
 
@@ -170,9 +174,11 @@ def stellar(*words: object) -> float:
     return int(found[1]) / (1 << 20)
 
 
-def rate(work: Callable, paths: list[Path], cores: int) -> tuple[float, float]:
+def rate(
+    work: Callable, paths: list[Path], cores: int, method: str = "fork"
+) -> tuple[float, float]:
     """Files per second, and per second of a core, of processes that only `work`."""
-    context = get_context("fork")
+    context = get_context(method)
     processes = [
         context.Process(target=pinned, args=(work, paths[core::cores], core))
         for core in range(cores)
@@ -189,6 +195,7 @@ def rate(work: Callable, paths: list[Path], cores: int) -> tuple[float, float]:
 def pinned(work: Callable, paths: list[Path], core: int) -> None:
     """Work on one core."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
+    torch.set_num_threads(1)
     parallel.keep_freed_memory()
     work(paths)
 
@@ -269,15 +276,20 @@ def stages(model: checkpoint.Model, paths: list[Path]) -> None:
 # ---------------------------------------------------------------------------- naive
 
 
-def naive(model: checkpoint.Model, paths: list[Path]) -> float:
-    """Spectra per second of a core of the plain way."""
+def naive(
+    model: checkpoint.Model, paths: list[Path], cores: int
+) -> tuple[float, float]:
+    """Spectra per second, and per second of a core's time, of the plain way."""
     network = model.networks()[0]
     grid = model.wavelength
+    torch.set_num_threads(cores)
     with torch.no_grad():
         one_by_one(network, grid, paths[:3])
-        begin = time.process_time()
+        begin, spent = time.perf_counter(), time.process_time()
         one_by_one(network, grid, paths)
-    return len(paths) / (time.process_time() - begin)
+    seconds, used = time.perf_counter() - begin, time.process_time() - spent
+    torch.set_num_threads(1)
+    return len(paths) / seconds, len(paths) / used
 
 
 def one_by_one(network: torch.nn.Module, grid: np.ndarray, paths: list[Path]) -> None:
