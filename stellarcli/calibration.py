@@ -238,7 +238,10 @@ def _all(
     judged = _judged(model, whole, data, index)
     if not any(getattr(network, "cut", 0) for network in networks):
         return judged
-    return Judged.joined([judged, *_stretches(model, networks, data, index)])
+    stretch = replace(judged, whole=np.zeros_like(judged.whole))
+    cuts = _stretches(networks, data, index)
+    more = [replace(stretch, **_in_units(model, encoded)) for encoded in cuts]
+    return Judged.joined([judged, *more])
 
 
 def _predicted(networks: list[nn.Module], data: Dataset, index: np.ndarray) -> Encoded:
@@ -267,8 +270,8 @@ def _joined(pieces: Sequence[Encoded]) -> Encoded:
 
 
 def _stretches(
-    model: Model, networks: list[nn.Module], data: Dataset, index: np.ndarray
-) -> list[Judged]:
+    networks: list[nn.Module], data: Dataset, index: np.ndarray
+) -> list[Encoded]:
     """Predict random stretches of spectra, whose lengths are even in the logarithm."""
     rng = np.random.default_rng(0)
     pieces: list[list[Encoded]] = [[] for _ in range(CUTS)]
@@ -280,27 +283,28 @@ def _stretches(
             low = draw[1] * (1 - length)
             cut = feeding.stretches(feed, low, low + length)
             found.append(_ensemble(networks, cut, cut["ivar"]))
-    judged = [_judged(model, _joined(found), data, index) for found in pieces]
-    return [replace(one, whole=np.zeros(len(index), dtype=bool)) for one in judged]
+    return [_joined(found) for found in pieces]
 
 
 def _judged(model: Model, encoded: Encoded, data: Dataset, index: np.ndarray) -> Judged:
-    """Bring predictions from model units to those of the labels."""
+    """Put predictions of whole spectra beside what their labels are."""
+    return Judged(
+        **_in_units(model, encoded),
+        truth=data.labels[index],
+        whole=np.ones(len(index), dtype=bool),
+        instrument=_instruments(data, index),
+    )
+
+
+def _in_units(model: Model, encoded: Encoded) -> dict[str, np.ndarray]:
+    """Bring predictions from model units to those of the labels, for `Judged`."""
     mean, error = encoded.mean, np.sqrt(encoded.variance)
     decoded = [
         (label.decode(mean[:, i]), label.decode_error(mean[:, i], error[:, i]))
         for i, label in enumerate(model.labels)
     ]
     value, error = (np.stack(columns, axis=1) for columns in zip(*decoded, strict=True))
-    return Judged(
-        value,
-        error,
-        data.labels[index],
-        encoded.snr,
-        encoded.place,
-        whole=np.ones(len(index), dtype=bool),
-        instrument=_instruments(data, index),
-    )
+    return {"value": value, "error": error, "snr": encoded.snr, "place": encoded.place}
 
 
 def _instruments(data: Dataset, index: np.ndarray) -> np.ndarray:

@@ -44,13 +44,10 @@ def place(feed: Feed) -> np.ndarray:
         Mean ln λ of the good pixels, λ in Å; the log of the ln λ that they cover, gaps
         not counted; and that of a pixel's share of it.
     """
-    wavelength = feed["wavelength"]
-    there = wavelength > 0
-    good = (feed["ivar"] > 0) & there
-    position = np.log(np.where(there, wavelength, np.nan))
+    position, width = familiarity.positions(feed["wavelength"])
+    good = (feed["ivar"] > 0) & np.isfinite(position)
     middle = np.where(good, position, 0).sum(axis=1) / np.maximum(good.sum(axis=1), 1)
-    width = np.abs(np.gradient(position, axis=1))
-    good &= np.isfinite(width)  # not the pixel before the end of a shorter spectrum
+    good &= np.isfinite(width)
     length = np.maximum(np.where(good, width, 0).sum(axis=1), SHORTEST)
     share = length / np.maximum(good.sum(axis=1), 1)
     return np.stack([middle, np.log(length), np.log(share)], axis=1)

@@ -76,13 +76,30 @@ def reach(model: dict[str, np.ndarray]) -> tuple[float, float]:
     return float(FIRST * np.exp(STRETCH * low)), float(FIRST * np.exp(STRETCH * high))
 
 
+def positions(wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where pixels lie, and how wide they are.
+
+    Parameters
+    ----------
+    wavelength : ndarray, shape (spectrum, pixel)
+        Vacuum Å, not above 0 behind the end of a shorter spectrum.
+
+    Returns
+    -------
+    position, width : ndarray of float, shape (spectrum, pixel)
+        In ln λ, λ in Å; NaN where there is no pixel, and the width also of the one
+        before such.
+    """
+    position = np.log(np.where(wavelength > 0, wavelength, np.nan))
+    return position, np.abs(np.gradient(position, axis=1))
+
+
 def _places(feed: Feed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Stretch and sampling of every pixel, and which are good, (spectrum, pixel)."""
     wavelength = feed["wavelength"]
-    position = np.log(np.where(wavelength > 0, wavelength, np.nan))
-    width = np.abs(np.gradient(position, axis=1))
+    position, width = positions(wavelength)
     good = (feed["ivar"] > 0) & (wavelength > FIRST) & (wavelength < LAST)
-    good &= np.isfinite(width)  # not the pixel before the end of a shorter spectrum
+    good &= np.isfinite(width)
     width = np.clip(np.where(good, width, 1), 2.0**FINEST, 2.0**COARSEST)
     sampling = np.floor(np.log2(width)).astype(int) - FINEST
     stretch = (np.where(good, position, 0) - np.log(FIRST)) / STRETCH

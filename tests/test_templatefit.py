@@ -219,14 +219,12 @@ def test_at_the_edge_of_the_templates_a_fit_has_not_converged():
         assert (found.converged == expected).all()
 
 
-def test_files_keep_templates_and_correction(tmp_path):
-    network, options = network_of()
-    spectra = normalised(stars(80, 1), 100.0)
-    network.settle(*spectra, encoded(stars(80, 1)))
+def saved(network, config, tmp_path):
+    """The network as a file gives it back."""
     model = checkpoint.Model(
         name="fit",
         architecture="resnetfit",
-        config=models.options("resnetfit") | options,
+        config=config,
         pixels=RECIPE.wavelength.size,
         labels=LABELS,
         recipe=RECIPE,
@@ -235,25 +233,23 @@ def test_files_keep_templates_and_correction(tmp_path):
     )
     checkpoint.save(model, tmp_path / "fit.safetensors")
     (again,) = checkpoint.load(str(tmp_path / "fit.safetensors")).networks()
+    return again
+
+
+def test_files_keep_templates_and_correction(tmp_path):
+    network, options = network_of()
+    spectra = normalised(stars(80, 1), 100.0)
+    network.settle(*spectra, encoded(stars(80, 1)))
+    again = saved(network, models.options("resnetfit") | options, tmp_path)
     with torch.no_grad():
         assert torch.equal(again(*spectra)[0], network(*spectra)[0])
 
 
 def test_files_from_before_an_option_compute_as_they_did(tmp_path):
     network, options = network_of(components=0)
-    model = checkpoint.Model(
-        name="old",
-        architecture="resnetfit",
-        config={name: options[name] for name in ("widths", "blocks", "hidden")},
-        pixels=RECIPE.wavelength.size,
-        labels=LABELS,
-        recipe=RECIPE,
-        wavelength=RECIPE.wavelength,
-        state={f"member0.{k}": v.numpy() for k, v in network.state_dict().items()},
-    )
-    checkpoint.save(model, tmp_path / "old.safetensors")
-    (again,) = checkpoint.load(str(tmp_path / "old.safetensors")).networks()
-    assert (again.fit.outlier, again.fit.tolerance) == (4.0, 0.0)
+    said = {name: options[name] for name in ("widths", "blocks", "hidden")}
+    again = saved(network, said, tmp_path)
+    assert (again.fit.outlier, again.fit.tolerance, again.share) == (4.0, 0.0, 0.6)
     assert not hasattr(again, "residuals")
 
 

@@ -119,6 +119,8 @@ class TemplateFit(Given):
             self.register_buffer(f"bias{layer}", torch.zeros(1))
         self.register_buffer("mean", torch.zeros(pixels))
         self.register_buffer("basis", torch.zeros(1, pixels))
+        limits = torch.tensor([LOWEST, HIGHEST, LARGEST_STEP])
+        self.register_buffer("limits", limits, persistent=False)
         self.tables: tuple[Tensor, ...] = ()
 
     def prepare(self, wavelength: np.ndarray, labels: list[Label]) -> None:
@@ -208,7 +210,7 @@ class TemplateFit(Given):
         state = _State(
             observed=flux[:, part].float().contiguous(),
             weight=weight,
-            theta=theta.clamp(*self._limits(flux.device)[:2]),
+            theta=theta.clamp(*self.limits[:2]),
             continuum=torch.ones_like(weight),
             factor=self._factor(weight),
             residual=torch.empty_like(weight),
@@ -231,26 +233,17 @@ class TemplateFit(Given):
 
     def _moved(self, state: _State) -> Tensor:
         """Whether a last step was beyond the tolerance, (spectrum, parameter)."""
-        largest = self._limits(state.change.device)[2]
-        return state.change.abs() > self.tolerance * largest
+        return state.change.abs() > self.tolerance * self.limits[2]
 
     def _outermost(self, state: _State) -> Tensor:
         """Whether parameters are as far as they may go, (spectrum, parameter)."""
-        low, high, _ = self._limits(state.theta.device)
+        low, high, _ = self.limits
         return (state.theta <= low) | (state.theta >= high)
-
-    def _limits(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Lowest and highest parameters, and the largest step."""
-        low, high, largest = (
-            torch.tensor(values, device=device)
-            for values in (LOWEST, HIGHEST, LARGEST_STEP)
-        )
-        return low, high, largest
 
     def _step(self, state: _State, clip: bool) -> _State:
         """Take a step, of the same spectra; with outliers left out or not."""
         polynomials = self._tables(len(self.mean), state.theta.device)[0]
-        low, high, largest = self._limits(state.theta.device)
+        low, high, largest = self.limits
         # slopes for the parameters, and the residual as one row more
         rows = self._model(state.theta, state.continuum, state.observed)
         kept, factor = state.weight, state.factor
